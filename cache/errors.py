@@ -1,0 +1,56 @@
+"""The error family: every error a user can cause says what, where, got, wanted and the next command."""
+
+from __future__ import annotations
+
+
+class PolypDifomError(Exception):
+    """Base of all errors meant for a user's eyes; the command line prints it without a traceback.
+
+    Args:
+        what: one sentence, lower case, that names the problem.
+        where: the file, store or option concerned.
+        got: what was found there.
+        wanted: what would have been right.
+        remedy: the next command or step to take.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, got: object = None, wanted: object = None, remedy: str | None = None):
+        self.what = what
+        self.details = {"where": where, "got": got, "wanted": wanted, "next": remedy}
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The sentence followed by one indented line per known detail."""
+        lines = [f"  {key + ':':<8}{value}" for key, value in self.details.items() if value is not None]
+        return "\n".join([self.what, *lines])
+
+
+class UsageError(PolypDifomError, ValueError):
+    """An option or name that cannot be used as given (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(PolypDifomError, ValueError):
+    """Images, masks, splits or folders that cannot be used as found (exit code 3)."""
+
+    exit_code = 3
+
+
+class CacheError(PolypDifomError, RuntimeError):
+    """A feature store that is missing, incomplete, damaged, busy or of another signature (exit code 4)."""
+
+    exit_code = 4
+
+
+class MissingDependencyError(PolypDifomError, ImportError):
+    """A package or a set of weights that is not reachable (exit code 5)."""
+
+    exit_code = 5
+
+
+class RunError(PolypDifomError, RuntimeError):
+    """A run folder that cannot be created, resumed or read (exit code 1)."""
