@@ -1,0 +1,1 @@
+"""Light segmentation networks, one file per architecture behind one protocol (see protocol.py)."""

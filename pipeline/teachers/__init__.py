@@ -1,0 +1,1 @@
+"""Frozen teachers, one file per family behind one protocol (see protocol.py)."""

@@ -1,0 +1,146 @@
+"""Where a store lives: a local folder or an fsspec URL, and the few byte operations that differ between the two."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from polyp_difom.cache.errors import CacheError, MissingDependencyError, UsageError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A store's place. Holds text only, so it crosses forks and pickles; file systems are looked up when they are needed."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, path: str | os.PathLike[str]) -> Location:
+        """From a local path, a file:// URL (taken as local) or any other fsspec URL."""
+        text = os.fspath(path).removeprefix("file://")
+        return cls(text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+    @property
+    def path(self) -> Path | None:
+        """The local folder; None for a URL."""
+        return None if "://" in self.text else Path(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def file(self, key: str) -> str:
+        """Path or URL of the file that holds `key`, for messages."""
+        return f"{self.text}/{key}"
+
+    def filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system and the store's root on it.
+
+        Raises:
+            MissingDependencyError: the package that serves this kind of URL is not installed.
+            UsageError: a URL of a kind that fsspec does not know.
+        """
+        if self.path is not None:
+            return fsspec.filesystem("file"), self.text
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.text)
+        except ImportError as error:
+            remedy = "pip install 'polyp-difom[s3]'" if self.text.startswith("s3") else None
+            raise MissingDependencyError(
+                "this kind of URL needs another package", where=self, got=error, remedy=remedy
+            ) from error
+        except ValueError as error:
+            raise UsageError(
+                "unknown kind of store URL", where=self, got=error, wanted="a local path or an fsspec URL"
+            ) from error
+        return filesystem, root
+
+    def zarr_store(self, *, read_only: bool) -> Store:
+        """Zarr's view of the place."""
+        if self.path is not None:
+            return LocalStore(self.path, read_only=read_only)
+        self.filesystem()
+        return FsspecStore.from_url(self.text, read_only=read_only)
+
+    def is_vacant(self) -> bool:
+        """Nothing is there, or an empty folder."""
+        filesystem, root = self.filesystem()
+        return not filesystem.exists(root) or (filesystem.isdir(root) and not filesystem.ls(root))
+
+    def read_bytes(self, key: str) -> bytes:
+        """The whole file that holds `key`; FileNotFoundError where there is none."""
+        filesystem, root = self.filesystem()
+        return filesystem.cat_file(f"{root}/{key}")
+
+    def delete(self, key: str) -> None:
+        """Removes the file that holds `key`, if there is one."""
+        filesystem, root = self.filesystem()
+        if filesystem.exists(f"{root}/{key}"):
+            filesystem.rm_file(f"{root}/{key}")
+
+    def flush(self, key: str) -> None:
+        """Forces a local file to the disk, so that no later file can outlive it in a power cut."""
+        if self.path is not None:
+            with open(self.path / key, "rb") as stream:
+                os.fsync(stream.fileno())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by key."""
+        filesystem, root = self.filesystem()
+        found = filesystem.find(root, detail=True)
+        return {name.removeprefix(f"{root}/"): int(entry["size"]) for name, entry in found.items()}
+
+
+@contextmanager
+def explained(doing: str, location: Location) -> Iterator[None]:
+    """Turns the operating system's refusals (full disk, no permission, ...) into a CacheError that quotes them."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{doing} failed",
+            where=error.filename or location,
+            got=error.strerror or error,
+            remedy="check the path, its permissions and `df -h`",
+        ) from error
+
+
+@contextmanager
+def built_aside(target: Path) -> Iterator[Path]:
+    """A sibling folder to build in; renamed onto `target` at the end, so that a killed build leaves nothing at `target`.
+
+    Folders that killed builds of this host left are removed.
+
+    Raises:
+        OSError: as the file system gives it; ENOTEMPTY or EEXIST when another process was faster.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.partial-{socket.gethostname()}-"
+    for stray in target.parent.iterdir():
+        pid = stray.name.removeprefix(prefix)
+        if stray.name.startswith(prefix) and pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(stray)
+    folder = target.with_name(f"{prefix}{os.getpid()}")
+    try:
+        yield folder
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

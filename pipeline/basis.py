@@ -1,0 +1,105 @@
+"""The fixed linear map from a teacher's channels to the stored ones (PHI-S, arXiv 2410.01680).
+
+Subtract the channel mean, rotate onto the leading principal directions, mix them by an orthogonal matrix, divide by
+one scalar: every stored channel then has the same variance, and nothing about it is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import hadamard
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Teacher channels i -> stored channels c.
+
+    Attributes:
+        mean: float64 [i], channel means over train frames.
+        rotation: float64 [c, i], orthonormal rows (principal directions, mixed).
+        scale: the one scalar that brings the mean stored variance to 1.
+        explained: float64 [i], share of variance along each principal direction, descending.
+        mixing: "hadamard" or "random-orthogonal".
+    """
+
+    mean: np.ndarray
+    rotation: np.ndarray
+    scale: float
+    explained: np.ndarray
+    mixing: str
+
+    def apply(self, maps: Tensor) -> Tensor:
+        """Maps [b, i, h, w] -> standardised float32 [b, c, h, w]."""
+        weight = torch.from_numpy(self.rotation / self.scale).to(maps.device, torch.float32)
+        offset = weight @ torch.from_numpy(self.mean).to(maps.device, torch.float32)
+        return torch.einsum("ci,bihw->bchw", weight, maps.float()) - offset[:, None, None]
+
+    def variance(self, moments: Moments) -> float:
+        """Mean stored-channel variance of maps with these moments (1 for those the basis was fitted on)."""
+        rotated = self.rotation @ moments.covariance() @ self.rotation.T
+        return float(np.trace(rotated) / len(rotated) / self.scale**2)
+
+
+class Moments:
+    """Running first and second moments of channels, in float64 on the maps' own device."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | None = None
+        self._outer: Tensor | None = None
+
+    def add(self, maps: Tensor) -> None:
+        """Take in maps [b, i, h, w]; every cell is one observation."""
+        cells = maps.movedim(1, -1).reshape(-1, maps.shape[1]).double()
+        if self._sum is None or self._outer is None:
+            self._sum, self._outer = cells.new_zeros(cells.shape[1]), cells.new_zeros(cells.shape[1], cells.shape[1])
+        self.count += len(cells)
+        self._sum += cells.sum(0)
+        self._outer += cells.T @ cells
+
+    def mean(self) -> np.ndarray:
+        """Channel means, float64 [i]."""
+        assert self._sum is not None, "no maps were added"  # noqa: S101
+        return (self._sum / self.count).cpu().numpy()
+
+    def covariance(self) -> np.ndarray:
+        """Population covariance, float64 [i, i]."""
+        assert self._outer is not None, "no maps were added"  # noqa: S101
+        mean = self.mean()
+        return (self._outer / self.count).cpu().numpy() - np.outer(mean, mean)
+
+
+def mixing_kind(channels: int) -> str:
+    """Which orthogonal mixing a channel count gets: Hadamard (equal variances exactly) at powers of two."""
+    return "hadamard" if channels & (channels - 1) == 0 else "random-orthogonal"
+
+
+def mixing_matrix(channels: int, seed: int) -> np.ndarray:
+    """Orthogonal float64 [c, c]: Sylvester's Hadamard at powers of two, else Haar-random from the seed."""
+    if mixing_kind(channels) == "hadamard":
+        return hadamard(channels).astype(np.float64) / np.sqrt(channels)
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((channels, channels)))
+    return q * np.sign(np.diag(r))
+
+
+def fit_basis(moments: Moments, channels: int, seed: int = 0) -> Basis:
+    """Fit to accumulated moments of TRAIN frames; channels must not exceed the teacher's own.
+
+    Eigenvectors are signed so that their largest entry is positive: the same moments give the same basis.
+    """
+    values, vectors = np.linalg.eigh(moments.covariance())
+    values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
+    leading = vectors[:, :channels].T
+    peaks = leading[np.arange(channels), np.abs(leading).argmax(1)]
+    leading = leading * np.sign(peaks)[:, None]
+    return Basis(
+        mean=moments.mean(),
+        rotation=mixing_matrix(channels, seed) @ leading,
+        scale=float(np.sqrt(values[:channels].mean())) or 1.0,
+        explained=values / max(values.sum(), np.finfo(np.float64).tiny),
+        mixing=mixing_kind(channels),
+    )

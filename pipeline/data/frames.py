@@ -1,0 +1,225 @@
+"""From an image file to a squared frame, from a mask file to foreground; and the flips that a store keeps as views.
+
+Shapes: H W original height and width, S frame side, h w any two last axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from polyp_difom.cache.errors import DataError, UsageError
+from polyp_difom.pipeline.data.pairing import Pair
+
+THRESHOLD = 127  # a mask value above it is foreground: JPEG masks are not binary
+VIEWS = ("identity", "hflip", "vflip", "rot180")
+
+_AXES: dict[str, tuple[int, ...]] = {"identity": (), "hflip": (-1,), "vflip": (-2,), "rot180": (-2, -1)}
+# what the decoders raise on damaged files
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One squared frame: the whole image resized to S x S, nothing cropped, nothing padded.
+
+    Attributes:
+        image: uint8 [3, S, S], RGB.
+        mask: uint8 [S, S] of 0 and 1.
+        height: of the original image after its EXIF orientation, pixels.
+        width: likewise.
+        sha256: hex digest of the image file's bytes.
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    height: int
+    width: int
+    sha256: str
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """RGB image, uint8 [H, W, 3], EXIF orientation applied, alpha dropped.
+
+    Raises:
+        DataError: missing, truncated, undecodable, animated or too large.
+    """
+    return np.array(_rgb(_decode(_read_bytes(path), path), path))
+
+
+def read_mask_values(path: Path) -> NDArray[np.uint8]:
+    """Mask before thresholding, uint8 [H, W]: grey, or the largest of R, G and B for a colour or palette mask.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    image = _decode(_read_bytes(path), path)
+    if image.mode in ("1", "L", "LA"):
+        return np.array(image.convert("L"))
+    return np.asarray(_rgb(image, path)).max(axis=-1)
+
+
+def binarize(values: NDArray[np.uint8], path: Path, expected_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Foreground of a mask, bool [H, W]: values above 127. All zero is legal: a frame without a lesion.
+
+    Raises:
+        DataError: another size than the image's, or nothing but values of 127 and less, as class labels would be.
+    """
+    if values.shape != tuple(expected_hw):
+        height, width = values.shape
+        raise DataError(
+            "the mask is not of its image's size",
+            where=path,
+            got=f"{height} x {width} (height x width)",
+            wanted=f"{expected_hw[0]} x {expected_hw[1]}, the image's",
+            remedy="export the mask at the image's size",
+        )
+    highest = int(values.max())
+    if 0 < highest <= THRESHOLD:
+        raise DataError(
+            "the mask looks like class labels",
+            where=path,
+            got=f"highest value {highest}",
+            wanted="0 for background, 255 for lesion",
+            remedy="multiply the mask so that lesion pixels are 255",
+        )
+    return values > THRESHOLD
+
+
+def read_mask(path: Path, expected_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Foreground, bool [H, W], of the mask of an image of `expected_hw` = (H, W).
+
+    Raises:
+        DataError: as `read_image` and `binarize`.
+    """
+    return binarize(read_mask_values(path), path, expected_hw)
+
+
+def read_frame(pair: Pair, size: int) -> Frame:
+    """The pair squared to `size` x `size`: image bilinear with antialiasing, mask likewise on 0 and 255, then > 127.
+
+    Raises:
+        DataError: as `read_image` and `binarize`.
+        UsageError: `size` below 1.
+    """
+    if size < 1:
+        raise UsageError("the frame side must be positive", where="size", got=size, wanted="at least 1")
+    data = _read_bytes(pair.image)
+    image = _rgb(_decode(data, pair.image), pair.image)
+    width, height = image.size
+    foreground = read_mask(pair.mask, (height, width))
+    # Pillow's resize filters over the whole support when it shrinks: antialiased by construction
+    squared = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))  # [S, S, 3]
+    soft = Image.fromarray(foreground.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
+    return Frame(
+        image=np.ascontiguousarray(squared.transpose(2, 0, 1)),
+        mask=(np.asarray(soft) > THRESHOLD).astype(np.uint8),
+        height=height,
+        width=width,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def views(count: int) -> tuple[str, ...]:
+    """The first `count` views: 1 (identity), 2 (and hflip) or 4 (all).
+
+    Raises:
+        UsageError: any other count.
+    """
+    if count not in (1, 2, 4):
+        raise UsageError("no such number of views", where="views", got=count, wanted="1, 2 or 4")
+    return VIEWS[:count]
+
+
+def flip_axes(view: str) -> tuple[int, ...]:
+    """Axes to reverse for a view of an array [..., h, w]; for numpy's and torch's own flip.
+
+    Raises:
+        UsageError: no such view.
+    """
+    if view not in _AXES:
+        raise UsageError("no such view", got=view, wanted=f"one of: {', '.join(VIEWS)}")
+    return _AXES[view]
+
+
+def flip(array: NDArray, view: str) -> NDArray:
+    """`array` [..., h, w] under a view, contiguous; every view is its own inverse.
+
+    Raises:
+        UsageError: no such view.
+    """
+    return np.ascontiguousarray(np.flip(array, flip_axes(view)))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "cannot read the file", where=path, got=error.strerror, remedy="check that it exists and may be read"
+        ) from error
+
+
+def _decode(data: bytes, path: Path) -> Image.Image:
+    """One decoded image, upright; DataError for anything else."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            count = getattr(image, "n_frames", 1)
+            pixels = image.width * image.height
+            if count == 1 and (limit is None or pixels <= limit):
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS as error:
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "no known image format" if unknown else str(error) or type(error).__name__
+        raise DataError(
+            "cannot decode the image",
+            where=path,
+            got=f"{reason} ({len(data)} bytes)",
+            remedy="replace the file by an intact copy",
+        ) from error
+    if count > 1:
+        raise DataError(
+            "the file holds several images", where=path, got=f"{count} images", wanted="one", remedy="save one of them alone"
+        )
+    raise DataError(
+        "the image is too large to be a frame",
+        where=path,
+        got=f"{pixels} pixels",
+        wanted=f"at most {limit}",
+        remedy="shrink it",
+    )
+
+
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Any decoded image as 8-bit RGB; 16-bit grey is divided by 257, so 65535 becomes 255."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            span = f"{values.min()} to {values.max()}"
+            raise DataError(
+                "grey values beyond 16 bits", where=path, got=span, wanted="0 to 65535", remedy="save it with 8 bits"
+            )
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError("floating-point image", where=path, got="mode F", wanted="8 or 16 bits", remedy="save it with 8 bits")
+    return image.convert("RGB")

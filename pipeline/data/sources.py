@@ -1,0 +1,70 @@
+"""From the folders a user names to one list of split frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyp_difom.pipeline.data.layouts import LAYOUTS, detect_layout, find_pairs
+from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.splitting import assign_splits, merge, select
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data folder and, where the user named it, its layout."""
+
+    root: Path
+    layout: str | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Frames of several sources in one list.
+
+    Attributes:
+        pairs: with splits, ids unique.
+        layouts: layout of each data set, by data set name.
+        policy: one sentence on how the splits were made, and why.
+    """
+
+    pairs: list[Pair]
+    layouts: dict[str, str]
+    policy: str
+
+
+def parse_source(text: str) -> Source:
+    """`DIR` or `LAYOUT=DIR`; a folder whose name holds "=" is taken as a folder if it exists.
+
+    Raises:
+        UsageError: unknown layout (close matches are listed).
+    """
+    name, equals, folder = text.partition("=")
+    if not equals or Path(text).exists():
+        return Source(Path(text))
+    LAYOUTS.get(name)
+    return Source(Path(folder), name)
+
+
+def gather(
+    sources: tuple[Source, ...],
+    splits: set[str],
+    *,
+    limit: int | None = None,
+    split_by: str = "auto",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> Gathered:
+    """All pairs of the sources that lie in `splits`, at most `limit` in the splits' own proportion.
+
+    Raises:
+        DataError: a folder that cannot be read as data, ids that occur twice, or nothing left.
+    """
+    groups, layouts = [], {}
+    for source in sources:
+        layout = source.layout or detect_layout(source.root)
+        pairs = find_pairs(source.root, layout)
+        layouts |= dict.fromkeys((pair.dataset for pair in pairs), layout)
+        groups.append(pairs)
+    pairs, policy = assign_splits(merge(groups), policy=split_by, val_fraction=val_fraction, seed=seed)
+    return Gathered(select(pairs, splits, limit), layouts, policy)

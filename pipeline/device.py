@@ -1,0 +1,48 @@
+"""Where the arithmetic runs and in which precision; every automatic choice comes with its reason."""
+
+from __future__ import annotations
+
+import torch
+
+from polyp_difom.cache.errors import UsageError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named torch device; "auto" takes the first CUDA device if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}", wanted="auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"no device {name!r} here", got=f"{torch.cuda.device_count()} CUDA devices", remedy="use --device cpu")
+    return device
+
+
+def pick_precision(device: torch.device, wanted: str = "auto") -> tuple[str, str]:
+    """(precision, reason): bfloat16 where the hardware multiplies it natively, else float32."""
+    if wanted not in PRECISIONS:
+        raise UsageError(f"unknown precision {wanted!r}", wanted=f"one of: {', '.join(PRECISIONS)}")
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "this GPU has it natively") if native else ("float32", "this GPU has no native bfloat16")
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
+        return "bfloat16", "this CPU multiplies it natively"
+    return "float32", "this CPU has no known native bfloat16"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast context of a resolved precision (a no-op in float32)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for queued work, so that a clock read next means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,259 @@
+"""Stage two: a light student learns masks and the cached teachers' maps; no teacher is loaded, no image folder is read.
+
+Every random draw is a function of (seed, epoch), so a run that was stopped and resumed ends at the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from polyp_difom.cache.errors import RunError, UsageError
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
+from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
+from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs, Objective
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student, parameter_count
+
+GRADIENT_NORM = 1.0
+WARM_UP = 0.1
+"""Share of the steps over which the one-cycle rate rises."""
+COLLAPSED = 0.01
+"""A target whose variance falls below this share of its first epoch's has collapsed."""
+
+
+class DistillConfig(BaseModel):
+    """Everything that stage two can be told; the resolved values are saved with the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cache: str
+    student: str = "unet"
+    objective: str = "multiscale"
+    teachers: tuple[str, ...] | None = None
+    epochs: int = Field(40, gt=0)
+    batch_size: int = Field(16, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    distill_weight: float = Field(1.0, ge=0)
+    affine: bool = True
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def distill(config: DistillConfig, out: Path, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False):
+    """Train one student and return its run folder.
+
+    Raises:
+        CacheError: a store that is missing, incomplete or damaged.
+        UsageError: an unknown student, objective or teacher. RunError: the run folder cannot be used.
+    """
+    progress = progress or Progress()
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
+    store = FeatureStore.open(config.cache)
+    store.require_complete()
+    trainer = Trainer(config, store, progress)
+    run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
+    trainer.fit(run)
+    return run
+
+
+def _open_run(trainer: Trainer, out: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+    if not resume:
+        run = RunFolder.create(out, overwrite=overwrite)
+        run.describe(trainer.resolved, trainer.store.samples)
+        return run
+    run = RunFolder(out)
+    if not run.resume_state.is_file():
+        finished = run.last.is_file()
+        raise RunError(
+            "the run is finished already" if finished else "nothing to resume", where=out,
+            wanted=None if finished else "a run that was interrupted after its first epoch",
+            remedy=f"polyp-difom evaluate {out}" if finished else "leave --resume away",
+        )  # fmt: skip
+    trainer.load(run)
+    return run
+
+
+class Trainer:
+    """Student, objective, optimiser and data of one run."""
+
+    def __init__(self, config: DistillConfig, store: FeatureStore, progress: Progress):
+        self.config, self.store, self.progress = config, store, progress
+        self.device = pick_device(config.device)
+        self.precision, reason = pick_precision(self.device, config.precision)
+        objective = OBJECTIVES.get(config.objective)
+        STUDENTS.get(config.student.partition(":")[0])
+        taught = objective.needs.maps or objective.needs.spectra
+        self.teachers = choose_teachers(store, config.teachers) if taught else ()
+        specs = target_specs(store, self.teachers)
+        torch.manual_seed(config.seed)
+        self.student: Student = build_student(config.student, objective.needs.latents)
+        self.objective: Objective = objective(self.student.taps, specs, config.distill_weight)
+        for module in (self.student, self.objective):
+            module.to(self.device, memory_format=torch.channels_last)
+        strides = {tap.stride for tap in self.student.taps}
+        keys = [key for key, spec in specs.items() if spec.stride in strides]
+        self.train = Feed(store, "train", keys, objective.needs, self.device, config.seed, progress)
+        self.val = Feed(store, "val", [], Needs(), self.device, config.seed, progress)
+        self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
+        parameters = [*self.student.parameters(), *self.objective.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.epoch, self.best, self.first_variance = 0, -1.0, dict[str, float]()
+        progress.say(
+            f"{config.student} ({parameter_count(self.student) / 1e6:.2f} M parameters), objective {config.objective}, "
+            f"{len(self.train)} train and {len(self.val)} val frames, on {self.device} in {self.precision}: {reason}"
+        )
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every automatic choice replaced by what was chosen."""
+        chosen = {"teachers": list(self.teachers), "precision": self.precision, "device": str(self.device)}
+        return {**self.config.model_dump(mode="json"), **chosen, "signature": self.store.manifest.signature()}
+
+    def fit(self, run: RunFolder) -> None:
+        """All epochs that are left; after each, the run folder can be resumed from."""
+        total = self.config.epochs * self.steps_per_epoch
+        with self.progress.task("distilling", total) as advance:
+            advance(self.epoch * self.steps_per_epoch)
+            while self.epoch < self.config.epochs:
+                began = time.perf_counter()
+                figures = self._train_epoch(advance)
+                seconds = time.perf_counter() - began
+                dice = self.validate()
+                self.epoch += 1
+                self._check_variances(figures)
+                run.log({"epoch": self.epoch, "val_dice": dice, "seconds": seconds, **figures})
+                if dice > self.best:
+                    self.best = dice
+                    self._write(run.best)
+                self.save(run)
+                self.progress.say(f"epoch {self.epoch}/{self.config.epochs}: {_digest(figures)} val Dice {dice:.4f} ({seconds:.1f} s)")
+        self._write(run.last)
+        run.resume_state.unlink()
+
+    def _train_epoch(self, advance) -> dict[str, float]:
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        batches = self.train.epoch(self.epoch, self.config.batch_size, self.config.seed, self.config.affine)
+        for step, batch in enumerate(batches):
+            for name, value in self._step(batch, self.epoch * self.steps_per_epoch + step).items():
+                sums[name] += value
+            advance(1)
+        return {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
+
+    def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One optimiser step; returns the loss parts."""
+        progress = step / (self.config.epochs * self.steps_per_epoch)
+        rests = self.objective.freezes_encoder(progress)
+        self.student.train()
+        self.student.encoder.train(not rests).requires_grad_(not rests)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * one_cycle(progress)
+        with autocast(self.device, self.precision):
+            logits, taps = self.student.features(batch.frames)
+            losses = self.objective(logits, batch.masks, taps, batch.targets, progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), GRADIENT_NORM)
+        self.optimizer.step()
+        return losses.parts
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean per-image Dice at 0.5 on the validation frames, at the store's frame size."""
+        self.student.eval()
+        scores = []
+        for batch in self.val.plain(self.config.batch_size):
+            with autocast(self.device, self.precision):
+                logits = self.student(batch.frames.contiguous(memory_format=torch.channels_last))
+            scores.append(dice(logits > 0, batch.masks > 0.5))
+        return float(torch.cat(scores).mean())
+
+    def _check_variances(self, figures: dict[str, float]) -> None:
+        """A teacher's target must keep its variance: a collapse would look like a perfect loss.
+
+        Raises:
+            RunError: a target's variance fell to less than 1 % of the first epoch's.
+        """
+        for name, value in figures.items():
+            if name.endswith("target_variance"):
+                first = self.first_variance.setdefault(name, value)
+                if value < COLLAPSED * first:
+                    raise RunError("a teacher's target has collapsed", where=name, got=f"variance {value:.2e}", wanted=f"{first:.2e}")
+
+    # Checkpoints
+
+    def _write(self, path: Path) -> None:
+        header = {**self.resolved, "frame_size": self.store.manifest.frame_size, "epoch": self.epoch, "val_dice": self.best}
+        write_checkpoint(path, self.student.state_dict(), header)
+
+    def save(self, run: RunFolder) -> None:
+        """Everything that the next epoch depends on: student, heads, optimiser."""
+        tensors = {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        tensors |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        header = {"epoch": self.epoch, "best": self.best, "first_variance": self.first_variance, "config": self.resolved}
+        write_checkpoint(run.resume_state, tensors, header)
+
+    def load(self, run: RunFolder) -> None:
+        """Go on where `save` left off.
+
+        Raises:
+            RunError: the run was made with another configuration.
+        """
+        tensors, header = read_checkpoint(run.resume_state)
+        if differing := {key for key, value in self.resolved.items() if header["config"].get(key) != value} - {"cache"}:
+            key = sorted(differing)[0]
+            raise RunError(
+                "the run was started with other settings", where=f"{run.path}: {key}", got=self.resolved[key],
+                wanted=header["config"].get(key), remedy="give the settings that the run was started with",
+            )  # fmt: skip
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "objective": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        self.student.load_state_dict(parts["student"])
+        self.objective.load_state_dict(parts["objective"])
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in parts["optimizer"].items():
+            number, _, what = name.partition(".")
+            state[int(number)][what] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(state)})
+        self.epoch, self.best, self.first_variance = header["epoch"], header["best"], header["first_variance"]
+        run.truncate_history(self.epoch)
+
+
+def one_cycle(progress: float) -> float:
+    """Share of the peak learning rate at a share of the training: cosine up from 1/25, cosine down to 0 (arXiv 1708.07120)."""
+    if progress < WARM_UP:
+        return 0.04 + 0.96 * _cosine_step(progress / WARM_UP)
+    return 1 - _cosine_step((progress - WARM_UP) / (1 - WARM_UP))
+
+
+def _cosine_step(t: float) -> float:
+    return (1 - torch.cos(torch.tensor(t * torch.pi)).item()) / 2
+
+
+def dice(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Dice of bool masks [b, 1, s, s], one value a frame [b]; 1 where both are empty."""
+    overlap = (prediction & truth).flatten(1).sum(1)
+    total = prediction.flatten(1).sum(1) + truth.flatten(1).sum(1)
+    return torch.where(total > 0, 2 * overlap / total.clamp_min(1), torch.ones_like(overlap, dtype=torch.float32))
+
+
+def _digest(figures: dict[str, float]) -> str:
+    """The figures that a user wants to see every epoch."""
+    cosines = [value for name, value in figures.items() if name.count("/") == 3 and name.endswith("/cosine")]
+    shown = [f"{name} {figures[name]:.4f}" for name in ("segmentation", "distillation") if name in figures]
+    return ", ".join([*shown, f"teacher cosine {sum(cosines) / len(cosines):.3f}"] if cosines else shown) + ","

@@ -1,0 +1,182 @@
+"""Stage one: every frozen teacher once over every frame, into one Zarr store.
+
+Shapes: b batch, n samples, v views, c channels, h w grid, s frame side. Order of work: check all frames and options,
+write the manifest, fit each teacher's basis on train frames, then one shard after another: while a shard's teachers
+run, the next one's frames are decoded and the last one's arrays are written. A killed run goes on at the first shard
+that is not done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import schema, spectra
+from polyp_difom.pipeline.basis import Basis, Moments, fit_basis
+from polyp_difom.pipeline.data.frames import Frame, flip_axes, read_frame
+from polyp_difom.pipeline.data.splitting import ranked
+from polyp_difom.pipeline.device import autocast, pick_device, pick_precision, synchronise
+from polyp_difom.pipeline.plan import READERS, ExtractConfig, Plan, check_options, check_space, gather_frames, make_plan
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.teachers.protocol import Teacher, load_teacher
+
+EQUIVARIANCE_FRAMES = 16
+
+
+def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureStore:
+    """Run stage one and return the complete store.
+
+    Raises:
+        DataError: a folder, frame or mask that cannot be used; nothing is written then.
+        CacheError: a store of another signature, busy, or a disk that is or would be full.
+        MissingDependencyError, UsageError: a teacher that cannot be loaded, an option that cannot be used.
+    """
+    progress = progress or Progress()
+    check_options(config)
+    device = pick_device(config.device)
+    precision, reason = pick_precision(device, config.precision)
+    found = gather_frames(config)
+    progress.say(f"splits: {found.policy}")
+    progress.say(f"teachers run on {device} in {precision}: {reason}")
+    teachers = [load_teacher(name, config.weights.get(name)) for name in config.teachers]
+    plan = make_plan(config, found, teachers, precision, progress)
+    check_space(plan, config.cache, progress)
+    store = FeatureStore.create(config.cache, plan.manifest, plan.samples)
+    with store.writing():
+        if store.is_complete:
+            progress.say(f"{config.cache} is complete already, nothing to do")
+            return store
+        runner = Runner(teachers, plan, device, precision, config.batch_size)
+        bases = {teacher.spec.name: _basis_of(store, runner, teacher, config.seed, progress) for teacher in teachers}
+        _fill(store, runner, bases, progress)
+    return store
+
+
+class Runner:
+    """The teachers on their device, and what of the plan they need to run."""
+
+    def __init__(self, teachers: list[Teacher], plan: Plan, device: torch.device, precision: str, batch_size: int):
+        self.teachers = [teacher.to(device).to(memory_format=torch.channels_last) for teacher in teachers]
+        self.plan, self.device, self.precision, self.batch_size = plan, device, precision, batch_size
+        self.views = [flip_axes(view) for view in plan.manifest.views]
+        self.scales = plan.manifest.scales
+
+    def decode(self, index: int) -> Frame:
+        """Frame of one sample, at the store's size."""
+        return read_frame(self.plan.pairs[index], self.plan.manifest.frame_size)
+
+    def batches(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """Frames uint8 [n, 3, s, s] as float batches in 0..1 on the device."""
+        for start in range(0, len(images), self.batch_size):
+            batch = torch.from_numpy(images[start : start + self.batch_size]).to(self.device)
+            yield (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+
+    def embed(self, teacher: Teacher, frames: Tensor) -> Tensor:
+        """Float32 maps [b, c, h, w] of frames [b, 3, s, s], on the teacher's own grid."""
+        with autocast(self.device, self.precision):
+            return teacher(frames).float()
+
+
+def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, progress: Progress) -> Basis:
+    """The stored basis, or a new one: fitted on a seeded choice of train frames at the finest stored scale."""
+    entry = schema.teacher_entry(teacher, store.manifest.basis.channels)
+    prefix = schema.basis_group(entry.name)
+    if (stored := store.read_constants(prefix)) is not None:
+        return schema.basis_from(*stored)
+    samples = store.samples
+    train = [index for index, split in enumerate(samples.split) if split == "train"]
+    row = {samples.ids[index]: index for index in train}
+    chosen = [row[name] for name in ranked(row, seed)[: store.manifest.basis.frames]]
+    moments = {scale: Moments() for scale in runner.scales}
+    cosines: list[Tensor] = []
+    began = time.perf_counter()
+    with ThreadPoolExecutor(READERS) as pool, progress.task(f"fitting {entry.name}'s basis", len(chosen)) as advance:
+        for start in range(0, len(chosen), runner.batch_size):
+            images = np.stack([f.image for f in pool.map(runner.decode, chosen[start : start + runner.batch_size])])
+            frames = next(runner.batches(images))
+            maps = runner.embed(teacher, frames)
+            for scale, cells in runner.scales.items():
+                moments[scale].add(area_resample(maps, cells))
+            if start < EQUIVARIANCE_FRAMES:
+                cosines.append(_equivariance(runner, teacher, frames, maps))
+            advance(len(images))
+    basis = fit_basis(next(iter(moments.values())), entry.channels, seed)
+    variances = {scale: basis.variance(moments[scale]) for scale in runner.scales}
+    rate = len(chosen) / (time.perf_counter() - began)
+    progress.say(
+        f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {basis.explained[: entry.channels].sum():.1%} "
+        f"of the variance; about {len(samples) * len(runner.views) / rate / 60:.1f} minutes for all views"
+    )
+    equivariance = torch.cat(cosines).mean(0).cpu().numpy()
+    store.write_constants(prefix, *schema.basis_record(basis, variances))
+    store.write_constants(schema.equivariance_group(entry.name), {"cosine": equivariance}, {"views": list(store.manifest.views)})
+    return basis
+
+
+def _equivariance(runner: Runner, teacher: Teacher, frames: Tensor, maps: Tensor) -> Tensor:
+    """Cosine [b, v] of the flipped map against the teacher's map of the flipped frame: why views are stored, not flipped."""
+    live = [runner.embed(teacher, frames.flip(axes)) for axes in runner.views]
+    pairs = [(maps.flip(axes).flatten(1), view.flatten(1)) for axes, view in zip(runner.views, live, strict=True)]
+    return torch.stack([torch.cosine_similarity(a, b) for a, b in pairs], 1)
+
+
+def _fill(store: FeatureStore, runner: Runner, bases: dict[str, Basis], progress: Progress) -> None:
+    """Decode, embed and write the shards that are not done; a shard's write overlaps the next one's teachers."""
+    pending = store.pending()
+    total = sum(len(store.shards[number]) for number in pending)
+    with (
+        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(1) as writer,
+        progress.task("extracting", total) as advance,
+    ):
+        coming = {number: [readers.submit(runner.decode, i) for i in store.shards[number]] for number in pending[:1]}
+        writing: Future[None] | None = None
+        for number, following in zip(pending, [*pending[1:], None], strict=True):
+            began = time.perf_counter()
+            frames = [future.result() for future in coming.pop(number)]
+            waited = time.perf_counter() - began
+            if following is not None:
+                coming[following] = [readers.submit(runner.decode, i) for i in store.shards[following]]
+            arrays, teacher_seconds = _embed_shard(frames, runner, bases, store.manifest.spectra, advance)
+            if writing is not None:
+                writing.result()
+            ledger = {"teacher_seconds": teacher_seconds, "decode_seconds": waited, "attempts": 1.0}
+            writing = writer.submit(store.write_shard, number, arrays, ledger)
+        if writing is not None:
+            writing.result()
+
+
+def _embed_shard(
+    frames: list[Frame], runner: Runner, bases: dict[str, Basis], kind: str, advance
+) -> tuple[dict[str, NDArray], float]:
+    """All arrays of one shard, and the seconds that the teachers took."""
+    images = np.stack([frame.image for frame in frames])
+    arrays: dict[str, NDArray] = {schema.IMAGE: images, schema.MASK: np.stack([frame.mask for frame in frames])}
+    for key, spec in runner.plan.manifest.arrays.items():
+        if key not in arrays:
+            arrays[key] = np.empty((len(frames), *spec.shape), spec.dtype)
+    began, start = time.perf_counter(), 0
+    for batch in runner.batches(images):
+        rows = slice(start, start := start + len(batch))
+        for teacher in runner.teachers:
+            name = teacher.spec.name
+            for view, axes in enumerate(runner.views):
+                stored = bases[name].apply(runner.embed(teacher, batch.flip(axes)))
+                for scale, cells in runner.scales.items():
+                    maps = area_resample(stored, cells)
+                    spec = spectra.spectrum(maps)
+                    arrays[schema.embedding_key(name, scale)][rows, view] = maps.half().cpu().numpy()
+                    arrays[schema.spectrum_key(name, scale)][rows, view] = (
+                        spectra.pack(spectra.low_block(spec) if kind == "low" else spec).half().cpu().numpy()
+                    )
+        advance(len(batch))
+    synchronise(runner.device)
+    return arrays, time.perf_counter() - began

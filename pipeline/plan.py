@@ -1,0 +1,160 @@
+"""Stage one before the first teacher runs: which frames, which arrays, how many bytes."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, predicted_bytes
+from polyp_difom.pipeline import schema
+from polyp_difom.pipeline.basis import mixing_kind
+from polyp_difom.pipeline.data.frames import read_frame, views
+from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.sources import Gathered, Source, gather
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.teachers.protocol import Teacher
+
+READERS = 4
+"""Decoding threads; Pillow releases the interpreter while it decodes."""
+
+
+class ExtractConfig(BaseModel):
+    """Everything that stage one can be told; the store's signature covers all but batch size and device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    teachers: tuple[str, ...] = Field(min_length=1)
+    cache: str
+    weights: dict[str, str] = {}
+    size: int = Field(352, gt=0)
+    views: int = 4
+    limit: int | None = None
+    scales: tuple[str, ...] = ("s8", "s16", "s32")
+    channels: int = Field(64, gt=0)
+    spectra: str = "full"
+    basis_frames: int = Field(256, gt=0)
+    split_by: str = "auto"
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    seed: int = 0
+    batch_size: int = Field(8, gt=0)
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    pairs: list[Pair]
+    samples: SampleTable
+    manifest: Manifest
+
+
+def check_options(config: ExtractConfig) -> None:
+    """Refuse what no store can be made of, before anything heavy is loaded."""
+    if config.size % 32:
+        nearest = max(32, round(config.size / 32) * 32)
+        raise UsageError("the frame size must be a multiple of 32", where="--size", got=config.size, wanted=nearest)
+    if config.spectra not in ("full", "low"):
+        raise UsageError("unknown kind of spectra", where="--spectra", got=config.spectra, wanted="full or low")
+    if len(set(config.teachers)) != len(config.teachers):
+        raise UsageError("a teacher is named twice", where="--teachers", got=", ".join(config.teachers))
+    if strangers := set(config.weights) - set(config.teachers):
+        raise UsageError(
+            "weights for a teacher that is not asked for", where="--weights", got=", ".join(sorted(strangers)),
+            wanted=f"one of: {', '.join(config.teachers)}",
+        )  # fmt: skip
+    views(config.views)
+    schema.scale_cells(config.size, config.scales)
+
+
+def gather_frames(config: ExtractConfig) -> Gathered:
+    """The train and validation frames of all sources; test frames never enter a store."""
+    return gather(
+        config.sources, {"train", "val"}, limit=config.limit, split_by=config.split_by,
+        val_fraction=config.val_fraction, seed=config.seed,
+    )  # fmt: skip
+
+
+def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], precision: str, progress: Progress) -> Plan:
+    """Decode every frame once (a bad file must stop the run before anything is written), then fix the manifest."""
+    samples = _read_samples(found.pairs, config.size, progress)
+    counts = Counter(samples.dataset)
+    manifest = Manifest(
+        dataset_digest=samples.digest(),
+        datasets=tuple(
+            DatasetEntry(name=name, layout=found.layouts[name], frames=frames, split_policy=config.split_by)
+            for name, frames in sorted(counts.items())
+        ),
+        frame_size=config.size,
+        views=views(config.views),
+        scales=schema.scale_cells(config.size, config.scales),
+        teachers=tuple(schema.teacher_entry(teacher, config.channels) for teacher in teachers),
+        basis=BasisEntry(
+            channels=config.channels,
+            frames=min(config.basis_frames, samples.split.count("train")),
+            seed=config.seed,
+            mixing=mixing_kind(config.channels),
+        ),
+        spectra=config.spectra,
+        precision=precision,
+        samples_per_shard=schema.samples_per_shard(config, teachers),
+        arrays=schema.arrays(config, teachers),
+        software={name: version(name) for name in ("polyp-difom", "torch", "zarr", "numpy", "pillow")},
+    )
+    return Plan(found.pairs, samples, manifest)
+
+
+def check_space(plan: Plan, cache: str, progress: Progress) -> None:
+    """Say how many bytes a new store will take, and refuse to start one that does not fit."""
+    needed = predicted_bytes(plan.manifest, len(plan.samples))
+    text = f"{len(plan.samples)} frames x {len(plan.manifest.views)} views: at most {needed / 2**20:,.0f} MiB"
+    if "://" in cache or Path(cache).exists():
+        progress.say(text)
+        return
+    parent = next(folder for folder in Path(cache).absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    progress.say(f"{text}, {free / 2**20:,.0f} MiB free")
+    if needed > free:
+        raise CacheError(
+            "the store will not fit on the disk", where=parent, got=f"{free / 2**20:,.0f} MiB free",
+            wanted=f"{needed / 2**20:,.0f} MiB", remedy="use another --cache path, fewer --views or --channels, or --spectra low",
+        )  # fmt: skip
+
+
+def _read_samples(pairs: list[Pair], size: int, progress: Progress) -> SampleTable:
+    with ThreadPoolExecutor(READERS) as pool, progress.task("checking frames", len(pairs)) as advance:
+        rows = []
+        for row in _in_order(pool, pairs, size):
+            rows.append(row)
+            advance(1)
+    return SampleTable(
+        ids=[pair.id for pair in pairs],
+        sha256=[sha256 for sha256, _, _ in rows],
+        height=np.array([height for _, height, _ in rows], np.int32),
+        width=np.array([width for _, _, width in rows], np.int32),
+        split=[str(pair.split) for pair in pairs],
+        dataset=[pair.dataset for pair in pairs],
+    )
+
+
+def _in_order(pool: ThreadPoolExecutor, pairs: list[Pair], size: int) -> Iterator[tuple[str, int, int]]:
+    def facts(pair: Pair) -> tuple[str, int, int]:
+        frame = read_frame(pair, size)
+        return frame.sha256, frame.height, frame.width
+
+    try:
+        yield from pool.map(facts, pairs)
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise

@@ -1,0 +1,163 @@
+"""Run folders: made once, never overwritten, resumable; checkpoints are safetensors with a readable header.
+
+runs/<name>/{config.yaml, env.json, samples.csv, metrics.jsonl, train.log, checkpoints/{best,last}.safetensors}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import struct
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.manifest import SampleTable
+
+RESUME_STATE = "resume.safetensors"
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.safetensors"
+        self.last = self.checkpoints / "last.safetensors"
+        self.resume_state = self.checkpoints / RESUME_STATE
+        self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
+        """A new, empty run folder.
+
+        Raises:
+            RunError: it exists and holds something, and `overwrite` was not asked for; or it cannot be made.
+        """
+        run = cls(path)
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                if not overwrite:
+                    raise RunError(
+                        "the run folder exists already", where=path,
+                        remedy="give another -o, or --resume to go on, or --overwrite to start afresh",
+                    )  # fmt: skip
+                if not (path / "config.yaml").is_file():
+                    raise RunError("will not overwrite a folder that is not a run", where=path, wanted="a config.yaml in it")
+                shutil.rmtree(path)
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError("the run folder cannot be made", where=path, got=error.strerror, remedy="give another -o") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run with a checkpoint to evaluate.
+
+        Raises:
+            RunError: no run there, or nothing trained yet.
+        """
+        run = cls(path)
+        if not (path / "config.yaml").is_file():
+            raise RunError("no run here", where=path, wanted="a folder that `polyp-difom distill -o` made")
+        if not run.best.is_file():
+            raise RunError("the run has no checkpoint yet", where=path, remedy="polyp-difom distill ... --resume")
+        return run
+
+    def describe(self, config: Mapping[str, Any], samples: SampleTable) -> None:
+        """Write the resolved configuration, the environment and the frames that the run learns from."""
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(self.path / "env.json", json.dumps(environment(), indent=2))
+        with (self.path / "samples.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "sha256", "split"])
+            writer.writerows(zip(samples.ids, samples.sha256, samples.split, strict=True))
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return yaml.safe_load((self.path / "config.yaml").read_text())
+
+    def seen(self) -> dict[str, str]:
+        """sha256 of every frame that the run learned from or was selected on, with its split."""
+        with (self.path / "samples.csv").open(newline="") as file:
+            return {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one epoch's figures to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All epochs' figures."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+
+    def truncate_history(self, epochs: int) -> None:
+        """Forget figures of epochs that a resumed run will do again."""
+        kept = [json.dumps(record) + "\n" for record in self.history()[:epochs]]
+        write_text(self.metrics, "".join(kept))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    packages = ("polyp-difom", "torch", "zarr", "numpy", "safetensors")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write to a sibling, flush to disk, rename: a kill leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError("cannot write", where=path, got=error.strerror) from error
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Tensors and a JSON header in one safetensors file, written atomically."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(ready, metadata={"polyp_difom": json.dumps(header)}))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, header) of a checkpoint.
+
+    Raises:
+        RunError: no such file, or not one of ours.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            metadata = json.loads(file.read(length)).get("__metadata__", {})
+        return load_file(path), json.loads(metadata["polyp_difom"])
+    except FileNotFoundError as error:
+        raise RunError("no such checkpoint", where=path) from error
+    except Exception as error:
+        raise RunError("not a polyp-difom checkpoint, or a damaged one", where=path, got=str(error)[:160]) from error

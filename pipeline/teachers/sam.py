@@ -1,0 +1,61 @@
+"""SAM's image encoder (arXiv 2304.02643) from the segment-anything package, and MedSAM (arXiv 2304.12306) in the same shape."""
+
+from __future__ import annotations
+
+from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.weights import fetch, load_state
+
+_HOST = "https://dl.fbaipublicfiles.com/segment_anything"
+PUBLISHED = {
+    "vit_b": f"{_HOST}/sam_vit_b_01ec64.pth#sha256=ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    "vit_l": f"{_HOST}/sam_vit_l_0b3195.pth#sha256=3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    "vit_h": f"{_HOST}/sam_vit_h_4b8939.pth#sha256=a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+}
+SAM_DATA = "SA-1B, natural images: polyp sets not expected"
+MEDSAM_DATA = "medical sets that include endoscopy: polyp frames likely, test figures may be flattered"
+
+
+@TEACHERS.register("sam")
+def load_sam(variant: str | None, weights: str | None) -> Teacher:
+    """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells. A MedSAM checkpoint loads too."""
+    variant = variant or "vit_b"
+    if variant not in PUBLISHED:
+        raise UsageError(f"unknown SAM size {variant!r}", wanted=f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}")
+    return _load(f"sam:{variant}", variant, weights or PUBLISHED[variant], "imagenet", SAM_DATA)
+
+
+@TEACHERS.register("medsam")
+def load_medsam(variant: str | None, weights: str | None) -> Teacher:
+    """MedSAM's ViT-B with its own preprocessing (each frame scaled to 0..1); its checkpoint must be given."""
+    if variant:
+        raise UsageError(f"medsam has no variant {variant!r}", wanted="medsam")
+    if weights is None:
+        raise MissingDependencyError(
+            "MedSAM's weights have no published URL with a digest", remedy="give --weights medsam=PATH (medsam_vit_b.pth)"
+        )
+    return _load("medsam", "vit_b", weights, "minmax", MEDSAM_DATA)
+
+
+def _load(name: str, variant: str, weights: str, preprocessing: str, contamination: str) -> Teacher:
+    try:
+        from segment_anything import sam_model_registry
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"teacher {name!r} needs the segment-anything package", got=error, remedy="pip install segment-anything"
+        ) from error
+    path = fetch(weights, teacher=name)
+    state = load_state(path, teacher=name)
+    encoder = sam_model_registry[variant]().image_encoder
+    prefix = "image_encoder."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        encoder.load_state_dict(own)
+    except RuntimeError as error:
+        raise MissingDependencyError(
+            f"the checkpoint does not fit teacher {name!r}", where=path, got=str(error).splitlines()[1].strip()[:160],
+            wanted=f"a SAM {variant} checkpoint",
+        ) from error  # fmt: skip
+    stride = encoder.patch_embed.proj.stride[0]
+    channels = encoder.neck[-1].weight.numel()
+    return Teacher(TeacherSpec(name, encoder.img_size, preprocessing, stride, channels, "Apache-2.0", contamination), encoder)

@@ -1,0 +1,95 @@
+"""Weights from a local path or a URL with a digest; never unpickled as code, never kept unless the digest holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polyp_difom.cache.errors import MissingDependencyError, UsageError
+
+_BLOCK = 1 << 20
+
+
+def weights_home() -> Path:
+    """Folder of downloaded weights: $POLYP_DIFOM_WEIGHTS, else ~/.cache/polyp-difom."""
+    return Path(os.environ.get("POLYP_DIFOM_WEIGHTS") or Path.home() / ".cache" / "polyp-difom")
+
+
+def fetch(source: str, *, teacher: str) -> Path:
+    """Local file for `source`: a path, or "https://...#sha256=HEX" (downloaded once, verified, renamed into place).
+
+    Raises:
+        UsageError: a URL without a digest. MissingDependencyError: no such file, no network, or a wrong digest.
+    """
+    if "://" not in source:
+        path = Path(source).expanduser()
+        if path.is_file():
+            return path
+        raise MissingDependencyError(
+            f"no weights for teacher {teacher!r}", where=path, got="no such file", wanted="a checkpoint file",
+            remedy=f"give --weights {teacher}=PATH or --weights {teacher}=https://...#sha256=HEX",
+        )  # fmt: skip
+    url, _, digest = source.partition("#sha256=")
+    if len(digest) != 64:
+        raise UsageError(
+            f"the weights URL of teacher {teacher!r} has no digest", where=url, wanted=f"{url}#sha256=<64 hex digits>"
+        )
+    target = weights_home() / f"{digest[:16]}-{Path(url).name}"
+    if not target.is_file():
+        _download(url, digest, target, teacher)
+    return target
+
+
+def _download(url: str, digest: str, target: Path, teacher: str) -> None:
+    if not url.startswith("https://"):
+        raise UsageError(f"the weights URL of teacher {teacher!r} is not https", where=url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    actual = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".partial", delete=False) as partial:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - https only, digest checked below
+                while block := response.read(_BLOCK):
+                    actual.update(block)
+                    partial.write(block)
+            partial.close()
+            if actual.hexdigest() != digest:
+                raise MissingDependencyError(
+                    f"downloaded weights of teacher {teacher!r} are not the expected ones",
+                    where=url, got=f"sha256 {actual.hexdigest()}", wanted=f"sha256 {digest}",
+                )  # fmt: skip
+            shutil.move(partial.name, target)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise MissingDependencyError(
+                f"the weights of teacher {teacher!r} are not reachable", where=url, got=error,
+                remedy=f"download them elsewhere, then give --weights {teacher}=PATH",
+            ) from error  # fmt: skip
+        finally:
+            Path(partial.name).unlink(missing_ok=True)
+
+
+def load_state(path: Path, *, teacher: str) -> dict[str, Tensor]:
+    """State dict of a .safetensors or torch checkpoint (tensors only); unwraps "model"/"state_dict" and "module."."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MissingDependencyError(
+            f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=str(error).splitlines()[0],
+            wanted="a torch or safetensors checkpoint that holds tensors only",
+        ) from error  # fmt: skip
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
