@@ -42,10 +42,21 @@ def fetch(source: str, *, teacher: str) -> Path:
         raise UsageError(
             f"the weights URL of teacher {teacher!r} has no digest", where=url, wanted=f"{url}#sha256=<64 hex digits>"
         )
-    target = weights_home() / f"{digest[:16]}-{Path(url).name}"
+    target = _target(url, digest)
     if not target.is_file():
         _download(url, digest, target, teacher)
     return target
+
+
+def downloaded(source: str) -> Path | None:
+    """Where the weights of a URL with digest lie, None if they were never downloaded."""
+    url, _, digest = source.partition("#sha256=")
+    target = _target(url, digest)
+    return target if target.is_file() else None
+
+
+def _target(url: str, digest: str) -> Path:
+    return weights_home() / f"{digest[:16]}-{Path(url).name}"
 
 
 def _download(url: str, digest: str, target: Path, teacher: str) -> None:

@@ -1,0 +1,90 @@
+"""What the terminal shows: results on stdout, everything else on stderr, errors without tracebacks."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+
+from polyp_difom.cache.errors import PolypDifomError
+from polyp_difom.pipeline.progress import Advance, Progress
+
+INTERRUPTED = 130
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def guarded(command: F) -> F:
+    """Turns the errors that a user can cause into their message and exit code; anything else is a bug and keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PolypDifomError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted; what was finished is kept, the same command goes on from there", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+
+    return run  # type: ignore[return-value]
+
+
+class Terminal(Progress):
+    """Bars with rate and time left on stderr; `quiet` leaves only results and errors."""
+
+    def __init__(self, quiet: bool = False):
+        from rich.console import Console
+
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """A bar that goes when its task is done; silent where stderr is no terminal."""
+        from rich import progress as bars
+        from rich.text import Text
+
+        class Rate(bars.ProgressColumn):
+            def render(self, task: bars.Task) -> Text:
+                return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+        columns = (
+            bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), Rate(),
+            bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
+        )  # fmt: skip
+        hidden = self.quiet or not self.console.is_terminal
+        with bars.Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    """A table on stdout, wide enough for whole cells where stdout is no terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 160
+    Console(highlight=False, markup=False, width=width).print(table)

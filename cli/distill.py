@@ -1,0 +1,62 @@
+"""`polyp-difom distill`: stage two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyp_difom.cli import options
+from polyp_difom.cli.console import Terminal, guarded, print_json
+
+
+@guarded
+def distill(
+    context: typer.Context,
+    cache: Annotated[str | None, typer.Option(help="Store that `polyp-difom extract` made.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win over it.")] = None,
+    student: Annotated[str, typer.Option(help="unet, or unet:B with base width B.")] = "unet",
+    objective: Annotated[str, typer.Option(help="multiscale, paper, shuffled, or none (the control).")] = "multiscale",
+    teachers: Annotated[str | None, typer.Option(help="Comma-separated teachers of the store; all by default.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the train frames.")] = 40,
+    batch_size: Annotated[int, typer.Option(help="Frames a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak of the one-cycle rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 1e-2,
+    distill_weight: Annotated[float, typer.Option(help="Weight of the teachers' terms.")] = 1.0,
+    affine: Annotated[bool, typer.Option(help="Rotate, zoom and shift frames together with the cached maps.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; runs/<student>-<objective>-s<seed> by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Stage two: train a light student on the cached maps. Needs the store alone: no images, no teachers."""
+    from polyp_difom.pipeline.distill import DistillConfig
+    from polyp_difom.pipeline.distill import distill as run
+
+    flags = dict(
+        cache=cache, student=student, objective=objective, teachers=teachers and options.names(teachers), epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, distill_weight=distill_weight,
+        affine=affine, seed=seed, device=device, precision=precision,
+    )  # fmt: skip
+    settings = options.validated(DistillConfig, **_merged(context, config, flags))
+    folder = out or Path("runs") / f"{settings.student.replace(':', '')}-{settings.objective}-s{settings.seed}"
+    finished = run(settings, folder, Terminal(quiet), resume=resume, overwrite=overwrite)
+    best = max(finished.history(), key=lambda record: record["val_dice"])
+    if as_json:
+        print_json({"run": str(folder), "best_val_dice": best["val_dice"], "epoch": best["epoch"], "epochs": settings.epochs})
+    else:
+        typer.echo(f"{folder}: best validation Dice {best['val_dice']:.4f} at epoch {best['epoch']}")
+        typer.echo(f"next: polyp-difom evaluate {folder} --data DIR")
+
+
+def _merged(context: typer.Context, config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, then the file, then the flags that were typed."""
+    if config is None:
+        return flags
+    typed = {name for name in flags if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"}
+    return flags | options.read_yaml(config) | {name: flags[name] for name in typed}

@@ -1,0 +1,63 @@
+"""`polyp-difom extract`: stage one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyp_difom.cache.errors import UsageError
+from polyp_difom.cli import options
+from polyp_difom.cli.console import Terminal, guarded, print_json
+
+
+@guarded
+def extract(
+    data: options.Data,
+    cache: Annotated[str, typer.Option(help="Store to write: a path or an fsspec URL.")],
+    teachers: Annotated[str, typer.Option(help="Comma-separated: litemedsam, sam:vit_b, dinov2:base, ...")] = "litemedsam",
+    weights: Annotated[list[str], typer.Option(help="TEACHER=PATH, or TEACHER=https://...#sha256=HEX; repeatable.")] = [],  # noqa: B006
+    size: Annotated[int, typer.Option(help="Frame side in pixels, a multiple of 32.")] = 352,
+    views: Annotated[int, typer.Option(help="Flips to store: 1 none, 2 horizontal, 4 all.")] = 4,
+    limit: Annotated[int | None, typer.Option(help="At most this many frames, train and val in proportion.")] = None,
+    scales: Annotated[str, typer.Option(help="Grids to store: s4, s8, s16, s32 (frame pixels per cell).")] = "s8,s16,s32",
+    channels: Annotated[int, typer.Option(help="Stored channels a teacher.")] = 64,
+    spectra: Annotated[str, typer.Option(help="Whole half spectra (full) or their low block alone (low).")] = "full",
+    basis_frames: Annotated[int, typer.Option(help="Train frames that each channel basis is fitted on.")] = 256,
+    split_by: options.SplitBy = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Share of the train frames kept for validation.")] = 0.1,
+    seed: options.SplitSeed = 0,
+    batch_size: Annotated[int, typer.Option(help="Frames a teacher sees at once.")] = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Stage one: run frozen teachers once over all frames and cache their maps and spectra.
+
+    A killed run goes on where it stopped when the same command is given again.
+    """
+    from polyp_difom.pipeline.data.sources import parse_source
+    from polyp_difom.pipeline.extract import extract as run
+    from polyp_difom.pipeline.plan import ExtractConfig
+
+    config = options.validated(
+        ExtractConfig,
+        sources=tuple(parse_source(text) for text in data), teachers=options.names(teachers), cache=cache,
+        weights=dict(_pair(text) for text in weights), size=size, views=views, limit=limit, scales=options.names(scales),
+        channels=channels, spectra=spectra, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
+        seed=seed, batch_size=batch_size, device=device, precision=precision,
+    )  # fmt: skip
+    store = run(config, Terminal(quiet))
+    if as_json:
+        print_json(store.summary())
+    else:
+        typer.echo(f"{cache}: {len(store)} frames, complete\nnext: polyp-difom distill --cache {cache}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not equals or not source:
+        raise UsageError("weights without a teacher", where="--weights", got=text, wanted="TEACHER=PATH")
+    return name, source if "://" in source else str(Path(source).expanduser()) if Path(source).exists() else source

@@ -1,0 +1,43 @@
+"""The `polyp-difom` command: registers one file per command, imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from polyp_difom.cli import cache, data, distill, doctor, evaluate, extract, report
+
+app = typer.Typer(
+    name="polyp-difom",
+    help="Teach small polyp-segmentation networks what large frozen vision models see, from an offline feature cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"polyp-difom {version('polyp-difom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Research software, not a medical device."""
+
+
+for module in (extract, distill, evaluate, report, doctor):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
+app.add_typer(data.app, name="data")
+app.add_typer(cache.app, name="cache")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,61 @@
+"""Options that several commands share, and how their values become validated configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from polyp_difom.cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Model = TypeVar("Model", bound=BaseModel)
+
+Data = Annotated[list[str], typer.Option("--data", "-d", help="Data folder, or LAYOUT=FOLDER; repeatable.")]
+SplitBy = Annotated[str, typer.Option(help="auto, pranet, seeded, or a CSV file `stem,split`.")]
+SplitSeed = Annotated[int, typer.Option("--split-seed", help="Seed of seeded splits.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A comma-separated list: "a, b" -> ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def validated(model: type[Model], **values: Any) -> Model:
+    """The model with these values.
+
+    Raises:
+        UsageError: a value is out of range; names the option.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{option} cannot be used: {first['msg'].lower()}", where=option, got=first["input"]) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file, loaded safely.
+
+    Raises:
+        UsageError: no such file, or no mapping in it.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError("the configuration cannot be read", where=path, got=str(error).splitlines()[0]) from error
+    if not isinstance(loaded, dict):
+        raise UsageError("the configuration is no mapping", where=path, wanted="lines of `option: value`")
+    return {str(name).replace("-", "_"): value for name, value in loaded.items()}

@@ -1,0 +1,209 @@
+"""Score a run on data sets in their native layouts, at the frames' original sizes.
+
+Shapes: h w original size, s frame side.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from polyp_difom.pipeline.data.frames import read_frame, read_image, read_mask
+from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.sources import Source, gather
+from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
+from polyp_difom.pipeline.metrics import Summary, summarise, write_scores_csv
+from polyp_difom.pipeline.overlays import overlay
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_text
+from polyp_difom.pipeline.scoring import THRESHOLD, Case, ImageScore, get_protocol, score_cases
+from polyp_difom.pipeline.students.protocol import build_student, parameter_count
+
+
+class Predictor:
+    """The best checkpoint of a run as a function from pictures to lesion probabilities.
+
+    Args:
+        run: a run folder with a checkpoint.
+        device, precision: as for training; float32 by default, so that figures do not hang on the machine.
+    """
+
+    def __init__(self, run: RunFolder, device: str = "auto", precision: str = "float32"):
+        tensors, self.header = read_checkpoint(run.best)
+        self.device = pick_device(device)
+        self.precision, _ = pick_precision(self.device, precision)
+        latents = any(name.startswith("latents.") for name in tensors)
+        self.student = build_student(self.header["student"], latents)
+        self.student.load_state_dict(tensors)
+        self.student.to(self.device, memory_format=torch.channels_last).eval()
+        self.size: int = self.header["frame_size"]
+        self.parameters = parameter_count(self.student)
+
+    @torch.no_grad()
+    def logits(self, squared: NDArray[np.uint8]) -> torch.Tensor:
+        """Float32 logits [1, 1, s, s] of one squared frame, uint8 [3, s, s]."""
+        frame = torch.from_numpy(squared).to(self.device)[None].float() / 255
+        with autocast(self.device, self.precision):
+            return self.student(frame.contiguous(memory_format=torch.channels_last)).float()
+
+    def probability(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Lesion probability [h, w] of a picture, uint8 [h, w, 3]: squared, segmented, logits resized back bilinearly."""
+        squared = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        logits = self.logits(np.ascontiguousarray(np.asarray(squared).transpose(2, 0, 1)))
+        resized = F.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
+        return resized.sigmoid()[0, 0].cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one run.
+
+    Attributes:
+        summaries: one a data set.
+        scores: one a frame (or group of frames, under `pooled-6`).
+        seen: how many of the scored frames the run was trained or selected on, by split.
+        policy: how the frames were split.
+        overlays: pictures written.
+    """
+
+    run: Path
+    split: str
+    summaries: list[Summary]
+    scores: list[ImageScore]
+    seen: dict[str, int]
+    policy: str
+    overlays: list[Path]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the rows, for `--json`."""
+        return {
+            "run": str(self.run), "split": self.split, "seen_in_training": self.seen, "policy": self.policy,
+            "sets": [asdict(summary) for summary in self.summaries], "overlays": [str(path) for path in self.overlays],
+        }  # fmt: skip
+
+
+def evaluate(
+    path: Path,
+    sources: tuple[Source, ...],
+    *,
+    split: str = "test",
+    split_by: str = "auto",
+    seed: int = 0,
+    protocol: str = "per-image",
+    overlays: int = 6,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score a run's best checkpoint and write the figures into its folder.
+
+    `evaluation/<protocol>/<dataset>-<split>.csv` holds one row a frame, `results.csv` one row a data set,
+    `overlays/<dataset>-<split>/` the worst, middle and best frames.
+
+    Args:
+        split: "train", "val", "test" or "all".
+        overlays: pictures a data set.
+
+    Raises:
+        RunError: no such run. DataError: frames that cannot be used. UsageError: an unknown protocol.
+    """
+    progress = progress or Progress()
+    chosen = get_protocol(protocol)
+    run = RunFolder.open(path)
+    predictor = Predictor(run, device)
+    splits = {"train", "val", "test"} if split == "all" else {split}
+    found = gather(sources, splits, split_by=split_by, seed=seed)
+    progress.say(f"splits: {found.policy}")
+    with progress.task("scoring", len(found.pairs)) as advance:
+
+        def cases() -> Iterator[Case]:
+            for pair in found.pairs:
+                yield _squared_case(predictor, pair) if chosen.squared else _case(predictor, pair)
+                advance(1)
+
+        scores = list(score_cases(protocol, cases()))
+    summaries, pictures = [], []
+    for dataset in sorted({score.dataset for score in scores}):
+        rows = [score for score in scores if score.dataset == dataset]
+        summaries.append(summarise(rows, protocol, dataset))
+        write_scores_csv(path / "evaluation" / protocol / f"{dataset}-{split}.csv", rows)
+        if not chosen.squared:
+            pictures += _draw(predictor, found.pairs, rows, overlays, path / "overlays" / f"{dataset}-{split}")
+    _write_results(path / "results.csv", split, summaries)
+    return Evaluation(path, split, summaries, scores, _seen(run, found.pairs), found.policy, pictures)
+
+
+def _case(predictor: Predictor, pair: Pair) -> Case:
+    image = read_image(pair.image)
+    return Case(pair.id, pair.dataset, predictor.probability(image), read_mask(pair.mask, image.shape[:2]))
+
+
+def _squared_case(predictor: Predictor, pair: Pair) -> Case:
+    frame = read_frame(pair, predictor.size)
+    return Case(pair.id, pair.dataset, predictor.logits(frame.image).sigmoid()[0, 0].cpu().numpy(), frame.mask.astype(bool))
+
+
+def _seen(run: RunFolder, pairs: list[Pair]) -> dict[str, int]:
+    """Scored frames whose files the run was trained or selected on, counted by split."""
+    known = run.seen()
+    counts: dict[str, int] = {}
+    for pair in pairs:
+        if (split := known.get(hashlib.sha256(pair.image.read_bytes()).hexdigest())) is not None:
+            counts[split] = counts.get(split, 0) + 1
+    return counts
+
+
+def ends_and_middle(scores: list[ImageScore], count: int) -> list[ImageScore]:
+    """`count` rows from worst to best: the first third from the bottom, the next around the median, the rest from the top."""
+    ranked = sorted(scores, key=lambda score: (score.dice, score.id))
+    if count >= len(ranked):
+        return ranked
+    low = -(-count // 3)
+    high = count // 3
+    middle = count - low - high
+    start = max(low, (len(ranked) - middle) // 2)
+    return [*ranked[:low], *ranked[start : start + middle], *ranked[len(ranked) - high :]]
+
+
+def _draw(predictor: Predictor, pairs: list[Pair], scores: list[ImageScore], count: int, folder: Path) -> list[Path]:
+    by_id = {pair.id: pair for pair in pairs}
+    written = []
+    for rank, score in enumerate(ends_and_middle(scores, count)):
+        pair = by_id[score.id]
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{rank:02d}-dice{score.dice:.3f}-{pair.stem}.jpg"
+        Image.fromarray(draw_overlay(predictor, pair, score)).save(target, quality=90)
+        written.append(target)
+    return written
+
+
+def draw_overlay(predictor: Predictor, pair: Pair, score: ImageScore) -> NDArray[np.uint8]:
+    """The frame with the outlines of truth and prediction, captioned with its Dice."""
+    case, image = _case(predictor, pair), read_image(pair.image)
+    return overlay(image, case.truth, case.probability >= THRESHOLD, f"{pair.id}: Dice {score.dice:.3f}")
+
+
+RESULT_COLUMNS = ("dataset", "split", "protocol", "images", "mdice", "dice_low", "dice_high", "miou", "precision", "recall", "mae")
+
+
+def _write_results(path: Path, split: str, summaries: list[Summary]) -> None:
+    """One row for each data set, split and protocol; a row that is scored again replaces the old one."""
+    rows = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = {(row["dataset"], row["split"], row["protocol"]): row for row in csv.DictReader(file)}
+    for summary in summaries:
+        low, high = summary.dice_interval
+        figures = {**asdict(summary), "split": split, "dice_low": low, "dice_high": high}
+        rows[summary.dataset, split, summary.protocol] = {name: str(figures[name]) for name in RESULT_COLUMNS}
+    lines = [",".join(RESULT_COLUMNS), *(",".join(row[name] for name in RESULT_COLUMNS) for row in rows.values())]
+    write_text(path, "\n".join(lines) + "\n")
