@@ -1,13 +1,56 @@
+# make demo | make test | make lint | make extract-features DATA=... CACHE=...
 PYTHON ?= python3
-VENV ?= .venv
-BIN := $(VENV)/bin
+VENV   ?= .venv
+DATA   ?= data/synthetic
+CACHE  ?= cache/$(shell basename "$(firstword $(DATA))" | tr 'A-Z' 'a-z').zarr
+TEACHERS ?= litemedsam
+SIZE   ?= 352
+VIEWS  ?= 4
+LIMIT  ?=
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/polyp-difom
+DEMO   := runs/demo
 
-# the package imports as polyp_difom; type checkers find it through this folder of links
-.types: 
-	mkdir -p .types/polyp_difom
-	for part in cache cli pipeline; do ln -sfn ../../$$part .types/polyp_difom/$$part; done
+.PHONY: demo test lint extract-features install clean
+
+install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev,litemedsam]'
 	touch $@
+
+# Two small networks from the same frames, one taught and one not, on a page with pictures. No GPU, no data, no hub.
+demo: $(VENV)/.installed data/demo data/demo-test
+	$(RUN) extract --data data/demo --cache cache/demo.zarr --size 128 --views 2 --basis-frames 24
+	$(RUN) distill --cache cache/demo.zarr --student unet:16 --objective none       --epochs 20 --batch-size 8 --overwrite -o $(DEMO)-control
+	$(RUN) distill --cache cache/demo.zarr --student unet:16 --objective multiscale --epochs 20 --batch-size 8 --overwrite -o $(DEMO)-distilled
+	$(RUN) evaluate $(DEMO)-control   --data data/demo-test --split all --quiet
+	$(RUN) evaluate $(DEMO)-distilled --data data/demo-test --split all --quiet
+	$(RUN) report $(DEMO)-distilled $(DEMO)-control -o $(DEMO).html
+
+data/demo: | $(VENV)/.installed
+	$(RUN) data synth $@ --count 110
+
+data/demo-test: | $(VENV)/.installed
+	$(RUN) data synth $@ --count 40 --seed 1
+
+data/synthetic: | $(VENV)/.installed
+	$(RUN) data synth $@
+
+extract-features: $(VENV)/.installed $(filter data/synthetic,$(DATA))
+	$(RUN) extract $(foreach folder,$(DATA),--data "$(folder)") --teachers $(TEACHERS) --cache $(CACHE) --size $(SIZE) --views $(VIEWS) $(if $(LIMIT),--limit $(LIMIT))
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+# the package imports as polyp_difom; the type checker finds it through a folder of links
+lint: $(VENV)/.installed
+	mkdir -p .types/polyp_difom
+	for part in cache cli pipeline; do ln -sfn ../../$$part .types/polyp_difom/$$part; done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .types/polyp_difom
+
+clean:
+	rm -rf $(VENV) .types build *.egg-info

@@ -16,7 +16,9 @@ class PolypDifomError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: object = None, got: object = None, wanted: object = None, remedy: str | None = None):
+    def __init__(
+        self, what: str, *, where: object = None, got: object = None, wanted: object = None, remedy: str | None = None
+    ):
         self.what = what
         self.details = {"where": where, "got": got, "wanted": wanted, "next": remedy}
         super().__init__(self.message)

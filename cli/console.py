@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def guarded(command: F) -> F:
-    """Turns the errors that a user can cause into their message and exit code; anything else is a bug and keeps its traceback."""
+    """Turns errors that a user can cause into their message and exit code; any other is a bug and keeps its traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:

@@ -28,7 +28,9 @@ def distill(
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; runs/<student>-<objective>-s<seed> by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run folder; default runs/<student>-<objective>-s<seed>.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     as_json: options.Json = False,
@@ -38,7 +40,7 @@ def distill(
     from polyp_difom.pipeline.distill import DistillConfig
     from polyp_difom.pipeline.distill import distill as run
 
-    flags = dict(
+    flags: dict[str, Any] = dict(  # noqa: C408
         cache=cache, student=student, objective=objective, teachers=teachers and options.names(teachers), epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, distill_weight=distill_weight,
         affine=affine, seed=seed, device=device, precision=precision,

@@ -18,7 +18,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
     split_by: options.SplitBy = "auto",
     split_seed: options.SplitSeed = 0,
-    protocol: Annotated[str, typer.Option(help="per-image, pranet or pooled-6; never comparable with one another.")] = "per-image",
+    protocol: Annotated[str, typer.Option(help="per-image, pranet or pooled-6; not comparable.")] = "per-image",
     overlays: Annotated[int, typer.Option(help="Pictures a data set: worst, middle, best.")] = 6,
     device: options.Device = "auto",
     as_json: options.Json = False,

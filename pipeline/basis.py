@@ -7,11 +7,14 @@ one scalar: every stored channel then has the same variance, and nothing about i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.linalg import hadamard
 from torch import Tensor
+
+Mixing = Literal["hadamard", "random-orthogonal"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Basis:
     rotation: np.ndarray
     scale: float
     explained: np.ndarray
-    mixing: str
+    mixing: Mixing
 
     def apply(self, maps: Tensor) -> Tensor:
         """Maps [b, i, h, w] -> standardised float32 [b, c, h, w]."""
@@ -73,7 +76,7 @@ class Moments:
         return (self._outer / self.count).cpu().numpy() - np.outer(mean, mean)
 
 
-def mixing_kind(channels: int) -> str:
+def mixing_kind(channels: int) -> Mixing:
     """Which orthogonal mixing a channel count gets: Hadamard (equal variances exactly) at powers of two."""
     return "hadamard" if channels & (channels - 1) == 0 else "random-orthogonal"
 

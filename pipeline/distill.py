@@ -19,7 +19,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs, Objective
-from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.progress import Logged, Progress
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student, parameter_count
 
@@ -50,7 +50,9 @@ class DistillConfig(BaseModel):
     precision: str = "auto"
 
 
-def distill(config: DistillConfig, out: Path, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False):
+def distill(
+    config: DistillConfig, out: Path, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False
+) -> RunFolder:
     """Train one student and return its run folder.
 
     Raises:
@@ -64,6 +66,7 @@ def distill(config: DistillConfig, out: Path, progress: Progress | None = None, 
     store.require_complete()
     trainer = Trainer(config, store, progress)
     run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
+    trainer.progress = Logged(progress, run.path / "train.log")
     trainer.fit(run)
     return run
 
@@ -101,7 +104,7 @@ class Trainer:
         self.student: Student = build_student(config.student, objective.needs.latents)
         self.objective: Objective = objective(self.student.taps, specs, config.distill_weight)
         for module in (self.student, self.objective):
-            module.to(self.device, memory_format=torch.channels_last)
+            module.to(self.device).to(memory_format=torch.channels_last)
         strides = {tap.stride for tap in self.student.taps}
         keys = [key for key, spec in specs.items() if spec.stride in strides]
         self.train = Feed(store, "train", keys, objective.needs, self.device, config.seed, progress)
@@ -138,7 +141,8 @@ class Trainer:
                     self.best = dice
                     self._write(run.best)
                 self.save(run)
-                self.progress.say(f"epoch {self.epoch}/{self.config.epochs}: {_digest(figures)} val Dice {dice:.4f} ({seconds:.1f} s)")
+                text = f"{_digest(figures)} val Dice {dice:.4f} ({seconds:.1f} s)"
+                self.progress.say(f"epoch {self.epoch}/{self.config.epochs}: {text}")
         self._write(run.last)
         run.resume_state.unlink()
 
@@ -189,7 +193,8 @@ class Trainer:
             if name.endswith("target_variance"):
                 first = self.first_variance.setdefault(name, value)
                 if value < COLLAPSED * first:
-                    raise RunError("a teacher's target has collapsed", where=name, got=f"variance {value:.2e}", wanted=f"{first:.2e}")
+                    got, wanted = f"variance {value:.2e}", f"{first:.2e} as in the first epoch"
+                    raise RunError("a teacher's target has collapsed", where=name, got=got, wanted=wanted)
 
     # Checkpoints
 

@@ -45,7 +45,7 @@ class Predictor:
         latents = any(name.startswith("latents.") for name in tensors)
         self.student = build_student(self.header["student"], latents)
         self.student.load_state_dict(tensors)
-        self.student.to(self.device, memory_format=torch.channels_last).eval()
+        self.student.to(self.device).to(memory_format=torch.channels_last).eval()
         self.size: int = self.header["frame_size"]
         self.parameters = parameter_count(self.student)
 
@@ -192,7 +192,10 @@ def draw_overlay(predictor: Predictor, pair: Pair, score: ImageScore) -> NDArray
     return overlay(image, case.truth, case.probability >= THRESHOLD, f"{pair.id}: Dice {score.dice:.3f}")
 
 
-RESULT_COLUMNS = ("dataset", "split", "protocol", "images", "mdice", "dice_low", "dice_high", "miou", "precision", "recall", "mae")
+RESULT_COLUMNS = (
+    *("dataset", "split", "protocol", "images"),
+    *("mdice", "dice_low", "dice_high", "miou", "precision", "recall", "mae"),
+)
 
 
 def _write_results(path: Path, split: str, summaries: list[Summary]) -> None:

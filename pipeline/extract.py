@@ -113,16 +113,17 @@ def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, 
     rate = len(chosen) / (time.perf_counter() - began)
     progress.say(
         f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {basis.explained[: entry.channels].sum():.1%} "
-        f"of the variance; about {len(samples) * len(runner.views) / rate / 60:.1f} minutes for all views"
+        f"of the variance; about {len(samples) * len(runner.views) / rate / 60:.1f} minutes to go"
     )
     equivariance = torch.cat(cosines).mean(0).cpu().numpy()
     store.write_constants(prefix, *schema.basis_record(basis, variances))
-    store.write_constants(schema.equivariance_group(entry.name), {"cosine": equivariance}, {"views": list(store.manifest.views)})
+    views = {"views": list(store.manifest.views)}
+    store.write_constants(schema.equivariance_group(entry.name), {"cosine": equivariance}, views)
     return basis
 
 
 def _equivariance(runner: Runner, teacher: Teacher, frames: Tensor, maps: Tensor) -> Tensor:
-    """Cosine [b, v] of the flipped map against the teacher's map of the flipped frame: why views are stored, not flipped."""
+    """Cosine [b, v] of flipped maps against the teacher's maps of flipped frames: why views are stored."""
     live = [runner.embed(teacher, frames.flip(axes)) for axes in runner.views]
     pairs = [(maps.flip(axes).flatten(1), view.flatten(1)) for axes, view in zip(runner.views, live, strict=True)]
     return torch.stack([torch.cosine_similarity(a, b) for a, b in pairs], 1)
@@ -172,10 +173,10 @@ def _embed_shard(
                 stored = bases[name].apply(runner.embed(teacher, batch.flip(axes)))
                 for scale, cells in runner.scales.items():
                     maps = area_resample(stored, cells)
-                    spec = spectra.spectrum(maps)
+                    spectrum = spectra.spectrum(maps)
                     arrays[schema.embedding_key(name, scale)][rows, view] = maps.half().cpu().numpy()
                     arrays[schema.spectrum_key(name, scale)][rows, view] = (
-                        spectra.pack(spectra.low_block(spec) if kind == "low" else spec).half().cpu().numpy()
+                        spectra.pack(spectra.low_block(spectrum) if kind == "low" else spectrum).half().cpu().numpy()
                     )
         advance(len(batch))
     synchronise(runner.device)

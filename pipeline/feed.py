@@ -42,7 +42,9 @@ def choose_teachers(store: FeatureStore, wanted: tuple[str, ...] | None) -> tupl
     strangers = set(wanted or ()) - set(held)
     if strangers:
         raise UsageError(
-            f"the store does not hold teacher {sorted(strangers)[0]!r}", where=store.location, wanted=f"some of: {', '.join(held)}"
+            f"the store does not hold teacher {sorted(strangers)[0]!r}",
+            where=store.location,
+            wanted=f"some of: {', '.join(held)}",
         )
     return wanted or held
 
@@ -74,7 +76,14 @@ class Feed:
     """
 
     def __init__(
-        self, store: FeatureStore, split: str, keys: list[Key], needs: Needs, device: torch.device, seed: int, progress: Progress
+        self,
+        store: FeatureStore,
+        split: str,
+        keys: list[Key],
+        needs: Needs,
+        device: torch.device,
+        seed: int,
+        progress: Progress,
     ):
         rows = np.array([i for i, name in enumerate(store.samples.split) if name == split], np.int64)
         if not len(rows):

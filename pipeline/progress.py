@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from pathlib import Path
 
 Advance = Callable[[int], None]
 
@@ -17,3 +19,20 @@ class Progress:
     def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
         """A bar with `total` steps; the yielded function advances it by n steps."""
         return nullcontext(lambda n: None)
+
+
+class Logged(Progress):
+    """Says everything to another progress too, and to a file with the time."""
+
+    def __init__(self, inner: Progress, path: Path):
+        self._inner, self._path = inner, path
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+        self._inner.say(text)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+
+    def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
+        """See `Progress.task`."""
+        return self._inner.task(label, total)

@@ -60,7 +60,8 @@ def gather(
     Raises:
         DataError: a folder that cannot be read as data, ids that occur twice, or nothing left.
     """
-    groups, layouts = [], {}
+    groups: list[list[Pair]] = []
+    layouts: dict[str, str] = {}
     for source in sources:
         layout = source.layout or detect_layout(source.root)
         pairs = find_pairs(source.root, layout)

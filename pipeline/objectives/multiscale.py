@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,9 +72,9 @@ class MultiScale(Objective):
                 for band, p, t in zip(("low", "high"), split_bands(prediction), split_bands(target), strict=True):
                     bands.append((p - t).square().mean() / t.square().mean().clamp_min(1e-6))
                     parts |= {f"{name}/{band}/{what}": value for what, value in agreement(p, t).items()}
-        distillation = sum(distances) / len(distances)
+        distillation = torch.stack(distances).mean()
         if bands:
-            distillation = distillation + BAND_SHARE * sum(bands) / len(bands)
+            distillation = distillation + BAND_SHARE * torch.stack(bands).mean()
         parts["distillation"] = distillation.detach()
         return Losses(segmentation + self.weight * distillation, parts)
 

@@ -73,7 +73,7 @@ class Paper(Objective):
                 distances.append(distance)
                 seen = agreement(prediction, inverse(target, cells, cells))
                 parts |= {f"{name}/{band}/{what}": value for what, value in seen.items()}
-        distillation = sum(distances, start=torch.zeros((), device=logits.device)) / len(self.pairs)
+        distillation = torch.stack(distances).sum() / len(self.pairs)
         parts["distillation"] = distillation.detach()
         if progress < PHASES[0]:
             return Losses(segmentation, parts)

@@ -44,6 +44,9 @@ class Student(nn.Module):
     stride: int
     encoder: nn.Module
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

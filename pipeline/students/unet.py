@@ -48,7 +48,7 @@ class UNet(Student):
     def __init__(self, base: int = 32, latents: bool = False):
         super().__init__()
         widths = [base << level for level in range(5)]
-        self.encoder = nn.ModuleList(ConvBlock(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.encoder: nn.ModuleList = nn.ModuleList(ConvBlock(a, b) for a, b in zip([3, *widths], widths, strict=False))
         self.latents = Latents(widths[4]) if latents else None
         deepest = 2 * LATENT_CHANNELS if latents else widths[4]
         sources = [deepest, *widths[3:0:-1]]

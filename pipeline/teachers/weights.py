@@ -9,6 +9,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ def load_state(path: Path, *, teacher: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -100,7 +101,5 @@ def load_state(path: Path, *, teacher: str) -> dict[str, Tensor]:
             f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=str(error).splitlines()[0],
             wanted="a torch or safetensors checkpoint that holds tensors only",
         ) from error  # fmt: skip
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
