@@ -157,6 +157,7 @@ class SampleTable:
     Args:
         ids: unique names.
         sha256: of the source image files, hex.
+        mask_sha256: of the source mask files, hex.
         height, width: original size in pixels, int32 [n].
         split: "train", "val" or "test".
         dataset: name of the source dataset.
@@ -167,6 +168,7 @@ class SampleTable:
 
     ids: list[str]
     sha256: list[str]
+    mask_sha256: list[str]
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     split: list[str]
@@ -178,8 +180,8 @@ class SampleTable:
             raise ValueError(f"the columns of a sample table must be equally long and not empty, got lengths {sorted(lengths)}")
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("the ids of a sample table must be unique")
-        if any(len(bytes.fromhex(digest)) != 32 for digest in self.sha256):
-            raise ValueError("sha256 must hold 64 hex digits a row")
+        if any(len(bytes.fromhex(digest)) != 32 for digest in [*self.sha256, *self.mask_sha256]):
+            raise ValueError("sha256 and mask_sha256 must hold 64 hex digits a row")
         if unknown := set(self.split) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown)}, wanted {SPLITS}")
 
@@ -188,16 +190,16 @@ class SampleTable:
 
     def digest(self) -> str:
         """sha256 (hex) over ids, file digests and splits; the order of rows matters."""
-        return hashlib.sha256(
-            _canonical([list(row) for row in zip(self.ids, self.sha256, self.split, strict=True)])
-        ).hexdigest()
+        rows = zip(self.ids, self.sha256, self.mask_sha256, self.split, strict=True)
+        return hashlib.sha256(_canonical([list(row) for row in rows])).hexdigest()
 
     def to_arrays(self) -> dict[str, tuple[NDArray[Any], dict[str, Any]]]:
         """Columns as fixed-size number arrays with attributes: text as UTF-8 bytes, names as codes of a table."""
         datasets = sorted(set(self.dataset))
         return {
             "id": (encode_text(self.ids), {"encoding": "utf-8, zero padded"}),
-            "sha256": (np.array([list(bytes.fromhex(digest)) for digest in self.sha256], np.uint8), {}),
+            "sha256": (_raw_digests(self.sha256), {}),
+            "mask_sha256": (_raw_digests(self.mask_sha256), {}),
             "height": (np.asarray(self.height, np.int32), {"unit": "pixel"}),
             "width": (np.asarray(self.width, np.int32), {"unit": "pixel"}),
             "split": (np.array([SPLITS.index(name) for name in self.split], np.uint8), {"names": list(SPLITS)}),
@@ -215,11 +217,16 @@ class SampleTable:
         return cls(
             ids=decode_text(columns["id"][0]),
             sha256=[row.tobytes().hex() for row in columns["sha256"][0]],
+            mask_sha256=[row.tobytes().hex() for row in columns["mask_sha256"][0]],
             height=columns["height"][0],
             width=columns["width"][0],
             split=names("split"),
             dataset=names("dataset"),
         )
+
+
+def _raw_digests(digests: list[str]) -> NDArray[np.uint8]:
+    return np.array([list(bytes.fromhex(digest)) for digest in digests], np.uint8)
 
 
 def encode_text(texts: list[str], width: int | None = None) -> NDArray[np.uint8]:

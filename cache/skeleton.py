@@ -134,7 +134,8 @@ def read_samples(root: zarr.Group, location: Location, manifest: Manifest) -> Sa
         CacheError: a column is missing or damaged, or the table is not the one that the manifest was made for.
     """
     columns = {
-        name: read_small(root, f"samples/{name}", location) for name in ("id", "sha256", "height", "width", "split", "dataset")
+        name: read_small(root, f"samples/{name}", location)
+        for name in ("id", "sha256", "mask_sha256", "height", "width", "split", "dataset")
     }
     try:
         samples = SampleTable.from_arrays(columns)

@@ -15,6 +15,11 @@ from polyp_difom.cache.errors import PolypDifomError
 from polyp_difom.pipeline.progress import Advance, Progress
 
 INTERRUPTED = 130
+GO_ON = {
+    "extract": "; what was finished is kept, the same command goes on from there",
+    "distill": "; the last whole epoch is kept, the same command with --resume goes on from there",
+}
+"""What a user is told after Ctrl-C, by command."""
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -29,7 +34,7 @@ def guarded(command: F) -> F:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted; what was finished is kept, the same command goes on from there", err=True)
+            typer.echo(f"interrupted{GO_ON.get(command.__name__, '')}", err=True)
             raise typer.Exit(INTERRUPTED) from error
 
     return run  # type: ignore[return-value]

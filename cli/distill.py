@@ -41,11 +41,14 @@ def distill(
     from polyp_difom.pipeline.distill import distill as run
 
     flags: dict[str, Any] = dict(  # noqa: C408
-        cache=cache, student=student, objective=objective, teachers=teachers and options.names(teachers), epochs=epochs,
+        cache=cache, student=student, objective=objective, teachers=teachers, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, distill_weight=distill_weight,
         affine=affine, seed=seed, device=device, precision=precision,
     )  # fmt: skip
-    settings = options.validated(DistillConfig, **_merged(context, config, flags))
+    values = _merged(context, config, flags)
+    if isinstance(values["teachers"], str):
+        values["teachers"] = options.names(values["teachers"], "--teachers")
+    settings = options.validated(DistillConfig, **values)
     folder = out or Path("runs") / f"{settings.student.replace(':', '')}-{settings.objective}-s{settings.seed}"
     finished = run(settings, folder, Terminal(quiet), resume=resume, overwrite=overwrite)
     best = max(finished.history(), key=lambda record: record["val_dice"])

@@ -19,7 +19,7 @@ def evaluate(
     split_by: options.SplitBy = "auto",
     split_seed: options.SplitSeed = 0,
     protocol: Annotated[str, typer.Option(help="per-image, pranet or pooled-6; not comparable.")] = "per-image",
-    overlays: Annotated[int, typer.Option(help="Pictures a data set: worst, middle, best.")] = 6,
+    overlays: Annotated[int, typer.Option(min=0, help="Pictures a data set: worst, middle, best.")] = 6,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -47,7 +47,7 @@ def evaluate(
             for s in result.summaries
         ]  # fmt: skip
         print_table(columns, rows, title=f"{run}, split {split}, protocol {protocol}")
-        typer.echo(f"{run / 'results.csv'}" + (f"\n{result.overlays[0].parent}" if result.overlays else ""))
-    if result.seen and split in ("test", "all"):
-        known = ", ".join(f"{count} {name}" for name, count in result.seen.items())
-        terminal.say(f"warning: the run has seen {sum(result.seen.values())} of these frames ({known}): not a test of it")
+        typer.echo(f"{run / 'results.csv'}" + (f"\n{run / 'overlays'}" if result.overlays else ""))
+    if unexpected := {name: count for name, count in result.seen.items() if name != split}:
+        known = ", ".join(f"{count} {name}" for name, count in unexpected.items())
+        typer.echo(f"warning: the run has seen {sum(unexpected.values())} of these frames ({known}): not a test of it", err=True)

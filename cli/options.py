@@ -23,24 +23,42 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 
 
-def names(text: str) -> tuple[str, ...]:
-    """A comma-separated list: "a, b" -> ("a", "b")."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def names(text: str, option: str) -> tuple[str, ...]:
+    """A comma-separated list: "a, b" -> ("a", "b").
+
+    Raises:
+        UsageError: nothing in it; names the option.
+    """
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise UsageError("nothing is named", where=option, got=repr(text), wanted="one or several, separated by commas")
+    return found
 
 
 def validated(model: type[Model], **values: Any) -> Model:
     """The model with these values.
 
     Raises:
-        UsageError: a value is out of range; names the option.
+        UsageError: an unknown option, one that is missing, or a value out of range; names the option.
     """
+    from difflib import get_close_matches
+
     from pydantic import ValidationError
 
     try:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
+        name = str(first["loc"][0])
+        option = "--" + name.replace("_", "-")
+        if first["type"] == "extra_forbidden":
+            close = get_close_matches(name, model.model_fields, n=2)
+            raise UsageError(
+                f"unknown option {name!r}", got=f"{name}: {first['input']}", wanted=f"one of: {', '.join(model.model_fields)}",
+                remedy=f"did you mean {' or '.join(close)}?" if close else None,
+            ) from error  # fmt: skip
+        if first["input"] is None:
+            raise UsageError(f"{option} is missing", where=option) from error
         raise UsageError(f"{option} cannot be used: {first['msg'].lower()}", where=option, got=first["input"]) from error
 
 

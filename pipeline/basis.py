@@ -16,6 +16,9 @@ from torch import Tensor
 
 Mixing = Literal["hadamard", "random-orthogonal"]
 
+ROUNDING = 1e-12
+"""Variance below this share of the squared mean is beyond what float32 maps can express."""
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -38,8 +41,8 @@ class Basis:
     def apply(self, maps: Tensor) -> Tensor:
         """Maps [b, i, h, w] -> standardised float32 [b, c, h, w]."""
         weight = torch.from_numpy(self.rotation / self.scale).to(maps.device, torch.float32)
-        offset = weight @ torch.from_numpy(self.mean).to(maps.device, torch.float32)
-        return torch.einsum("ci,bihw->bchw", weight, maps.float()) - offset[:, None, None]
+        mean = torch.from_numpy(self.mean).to(maps.device, torch.float32)
+        return torch.einsum("ci,bihw->bchw", weight, maps.float() - mean[:, None, None])
 
     def variance(self, moments: Moments) -> float:
         """Mean stored-channel variance of maps with these moments (1 for those the basis was fitted on)."""
@@ -92,17 +95,19 @@ def mixing_matrix(channels: int, seed: int) -> np.ndarray:
 def fit_basis(moments: Moments, channels: int, seed: int = 0) -> Basis:
     """Fit to accumulated moments of TRAIN frames; channels must not exceed the teacher's own.
 
-    Eigenvectors are signed so that their largest entry is positive: the same moments give the same basis.
+    Eigenvectors are signed so that their largest entry is positive: the same moments give the same basis. Constant maps,
+    whose variance is rounding alone, keep scale 1.
     """
     values, vectors = np.linalg.eigh(moments.covariance())
     values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
     leading = vectors[:, :channels].T
     peaks = leading[np.arange(channels), np.abs(leading).argmax(1)]
     leading = leading * np.sign(peaks)[:, None]
+    mean, variance = moments.mean(), values[:channels].mean()
     return Basis(
-        mean=moments.mean(),
+        mean=mean,
         rotation=mixing_matrix(channels, seed) @ leading,
-        scale=float(np.sqrt(values[:channels].mean())) or 1.0,
+        scale=float(np.sqrt(variance)) if variance > ROUNDING * np.square(mean).max() else 1.0,
         explained=values / max(values.sum(), np.finfo(np.float64).tiny),
         mixing=mixing_kind(channels),
     )

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import RunError, UsageError
+from polyp_difom.cache.errors import CacheError, RunError, UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
@@ -48,6 +48,8 @@ class DistillConfig(BaseModel):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: str = "auto"
+    signature: str | None = None
+    """Of the store that a saved configuration was made for; another store is refused."""
 
 
 def distill(
@@ -64,6 +66,11 @@ def distill(
         raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
     store = FeatureStore.open(config.cache)
     store.require_complete()
+    if config.signature not in (None, store.manifest.signature()):
+        raise CacheError(
+            "not the store that the configuration was made for", where=store.location, got=store.manifest.signature(),
+            wanted=config.signature, remedy="give that store, or take `signature` out of the configuration",
+        )  # fmt: skip
     trainer = Trainer(config, store, progress)
     run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
     trainer.progress = Logged(progress, run.path / "train.log")
@@ -75,13 +82,14 @@ def _open_run(trainer: Trainer, out: Path, *, resume: bool, overwrite: bool) -> 
     if not resume:
         run = RunFolder.create(out, overwrite=overwrite)
         run.describe(trainer.resolved, trainer.store.samples)
+        trainer.save(run)
         return run
     run = RunFolder(out)
     if not run.resume_state.is_file():
         finished = run.last.is_file()
         raise RunError(
             "the run is finished already" if finished else "nothing to resume", where=out,
-            wanted=None if finished else "a run that was interrupted after its first epoch",
+            wanted=None if finished else "a run that was interrupted",
             remedy=f"polyp-difom evaluate {out}" if finished else "leave --resume away",
         )  # fmt: skip
     trainer.load(run)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,11 +137,40 @@ def evaluate(
     for dataset in sorted({score.dataset for score in scores}):
         rows = [score for score in scores if score.dataset == dataset]
         summaries.append(summarise(rows, protocol, dataset))
-        write_scores_csv(path / "evaluation" / protocol / f"{dataset}-{split}.csv", rows)
+        write_scores_csv(scores_folder(run, protocol) / f"{dataset}-{split}.csv", rows)
         if not chosen.squared:
             pictures += _draw(predictor, found.pairs, rows, overlays, path / "overlays" / f"{dataset}-{split}")
     _write_results(path / "results.csv", split, summaries)
+    _write_frames(frames_file(run), found.pairs)
     return Evaluation(path, split, summaries, scores, _seen(run, found.pairs), found.policy, pictures)
+
+
+def scores_folder(run: RunFolder, protocol: str) -> Path:
+    """Where a run keeps its per-frame scores under a protocol, one CSV for each data set and split."""
+    return run.path / "evaluation" / protocol
+
+
+def frames_file(run: RunFolder) -> Path:
+    """Where a run remembers which files it was scored on."""
+    return run.path / "evaluation" / "frames.csv"
+
+
+def _write_frames(path: Path, pairs: list[Pair]) -> None:
+    rows = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = {row["id"]: row for row in csv.DictReader(file)}
+    for pair in pairs:
+        rows[pair.id] = {"id": pair.id, "image": str(pair.image.absolute()), "mask": str(pair.mask.absolute())}
+    _write_csv(path, ("id", "image", "mask"), list(rows.values()))
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def _case(predictor: Predictor, pair: Pair) -> Case:
@@ -176,6 +207,7 @@ def ends_and_middle(scores: list[ImageScore], count: int) -> list[ImageScore]:
 
 def _draw(predictor: Predictor, pairs: list[Pair], scores: list[ImageScore], count: int, folder: Path) -> list[Path]:
     by_id = {pair.id: pair for pair in pairs}
+    shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier evaluation
     written = []
     for rank, score in enumerate(ends_and_middle(scores, count)):
         pair = by_id[score.id]
@@ -208,5 +240,4 @@ def _write_results(path: Path, split: str, summaries: list[Summary]) -> None:
         low, high = summary.dice_interval
         figures = {**asdict(summary), "split": split, "dice_low": low, "dice_high": high}
         rows[summary.dataset, split, summary.protocol] = {name: str(figures[name]) for name in RESULT_COLUMNS}
-    lines = [",".join(RESULT_COLUMNS), *(",".join(row[name] for name in RESULT_COLUMNS) for row in rows.values())]
-    write_text(path, "\n".join(lines) + "\n")
+    _write_csv(path, RESULT_COLUMNS, list(rows.values()))

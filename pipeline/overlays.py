@@ -45,9 +45,10 @@ def overlay(
     if image.shape != (height, width, 3) or any(
         mask.shape != (height, width) for mask in (truth, prediction) if mask is not None
     ):
+        truths = "none" if truth is None else list(truth.shape)
         raise DataError(
             "frame and masks differ in shape",
-            got=f"frame {list(image.shape)}, prediction {list(prediction.shape)}, truth {list(np.shape(truth))}",
+            got=f"frame {list(image.shape)}, prediction {list(prediction.shape)}, truth {truths}",
             wanted="a frame [h, w, 3] and masks [h, w]",
             remedy="resize the prediction to the frame first",
         )
@@ -105,7 +106,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[Path]:
     paths = []
     while ends:
         here = first = next(iter(ends))
-        path = []
+        path: list[tuple[int, int]] = []
         while not path or here != first:
             path.append(here)
             following = ends[here].pop()
@@ -145,8 +146,12 @@ def _strip(width: int, caption: str, truth: NDArray[np.bool_] | None, prediction
     size = max(11.0, width / 26)
     font = ImageFont.load_default(size)
     rows = _wrapped(caption, font, width - size)
-    entries = [("truth", truth, _TRUTH, False), ("prediction", prediction, _PREDICTION, True)]
-    labels = [(name + ("" if mask.any() else " (empty)"), *style) for name, mask, *style in entries if mask is not None]
+    entries = (("truth", truth, _TRUTH, False), ("prediction", prediction, _PREDICTION, True))
+    labels = [
+        (name if mask.any() else f"{name} (empty)", colour, dashed)
+        for name, mask, colour, dashed in entries
+        if mask is not None
+    ]
     leading = round(size * 1.35)
     strip = Image.new("RGB", (width, round(size * 0.6) + leading * (len(rows) + 1)), _PAPER)
     pen = ImageDraw.Draw(strip)

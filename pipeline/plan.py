@@ -40,7 +40,7 @@ class ExtractConfig(BaseModel):
     size: int = Field(352, gt=0)
     views: int = 4
     limit: int | None = None
-    scales: tuple[str, ...] = ("s8", "s16", "s32")
+    scales: tuple[str, ...] = Field(("s8", "s16", "s32"), min_length=1)
     channels: int = Field(64, gt=0)
     spectra: Literal["full", "low"] = "full"
     basis_frames: int = Field(256, gt=0)
@@ -139,18 +139,19 @@ def _read_samples(pairs: list[Pair], size: int, progress: Progress) -> SampleTab
             advance(1)
     return SampleTable(
         ids=[pair.id for pair in pairs],
-        sha256=[sha256 for sha256, _, _ in rows],
-        height=np.array([height for _, height, _ in rows], np.int32),
-        width=np.array([width for _, _, width in rows], np.int32),
+        sha256=[facts[0] for facts in rows],
+        mask_sha256=[facts[1] for facts in rows],
+        height=np.array([facts[2] for facts in rows], np.int32),
+        width=np.array([facts[3] for facts in rows], np.int32),
         split=[str(pair.split) for pair in pairs],
         dataset=[pair.dataset for pair in pairs],
     )
 
 
-def _in_order(pool: ThreadPoolExecutor, pairs: list[Pair], size: int) -> Iterator[tuple[str, int, int]]:
-    def facts(pair: Pair) -> tuple[str, int, int]:
+def _in_order(pool: ThreadPoolExecutor, pairs: list[Pair], size: int) -> Iterator[tuple[str, str, int, int]]:
+    def facts(pair: Pair) -> tuple[str, str, int, int]:
         frame = read_frame(pair, size)
-        return frame.sha256, frame.height, frame.width
+        return frame.sha256, frame.mask_sha256, frame.height, frame.width
 
     try:
         yield from pool.map(facts, pairs)

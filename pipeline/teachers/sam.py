@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
 from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
-from polyp_difom.pipeline.teachers.weights import fetch, load_state
+from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
 _HOST = "https://dl.fbaipublicfiles.com/segment_anything"
 PUBLISHED = {
@@ -49,13 +49,7 @@ def _load(name: str, variant: str, weights: str, preprocessing: str, contaminati
     encoder = sam_model_registry[variant]().image_encoder
     prefix = "image_encoder."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    try:
-        encoder.load_state_dict(own)
-    except RuntimeError as error:
-        raise MissingDependencyError(
-            f"the checkpoint does not fit teacher {name!r}", where=path, got=str(error).splitlines()[1].strip()[:160],
-            wanted=f"a SAM {variant} checkpoint",
-        ) from error  # fmt: skip
+    load_into(encoder, own, path, teacher=name)
     stride = encoder.patch_embed.proj.stride[0]
     channels = encoder.neck[-1].weight.numel()
     return Teacher(TeacherSpec(name, encoder.img_size, preprocessing, stride, channels, "Apache-2.0", contamination), encoder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
 
@@ -88,18 +88,47 @@ def _download(url: str, digest: str, target: Path, teacher: str) -> None:
 
 
 def load_state(path: Path, *, teacher: str) -> dict[str, Tensor]:
-    """State dict of a .safetensors or torch checkpoint (tensors only); unwraps "model"/"state_dict" and "module."."""
+    """State dict of a .safetensors or torch checkpoint (tensors only); unwraps "model"/"state_dict" and "module.".
+
+    Raises:
+        MissingDependencyError: not such a file, or not a state dict.
+    """
+    wanted = "a torch or safetensors checkpoint that holds tensors only"
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: dict[str, Any] = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MissingDependencyError(
-            f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=str(error).splitlines()[0],
-            wanted="a torch or safetensors checkpoint that holds tensors only",
-        ) from error  # fmt: skip
-    state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
+            f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=first_line(error), wanted=wanted
+        ) from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise MissingDependencyError(
+            f"the checkpoint of teacher {teacher!r} is not a state dict", where=path, got=type(state).__name__, wanted=wanted
+        )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_into(module: nn.Module, state: dict[str, Tensor], path: Path, *, teacher: str) -> None:
+    """Every weight of `module` from the state dict that was read from `path`.
+
+    Raises:
+        MissingDependencyError: names or shapes are another model's.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise MissingDependencyError(
+            f"the checkpoint does not fit teacher {teacher!r}", where=path, got=str(error).splitlines()[1].strip()[:160],
+            wanted=f"the weights of {teacher}", remedy=f"give --weights {teacher}=PATH of the right checkpoint",
+        ) from error  # fmt: skip
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, or its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -28,6 +28,7 @@ class Toy:
         return SampleTable(
             ids=[f"frame_é{i}" for i in range(n)],
             sha256=[f"{i:064x}" for i in range(n)],
+            mask_sha256=[f"{i + n:064x}" for i in range(n)],
             height=np.arange(n, dtype=np.int32) + 288,
             width=np.arange(n, dtype=np.int32) + 384,
             split=["val" if i % 5 == 4 else "train" for i in range(n)],

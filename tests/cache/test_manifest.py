@@ -40,7 +40,13 @@ def manifest(**changes: object) -> Manifest:
 
 def table(**changes: object) -> SampleTable:
     size = np.array([288, 300], np.int32)
-    values = {"ids": ["a", "b"], "sha256": ["0" * 64, "f" * 64], "height": size, "width": size}
+    values = {
+        "ids": ["a", "b"],
+        "sha256": ["0" * 64, "f" * 64],
+        "mask_sha256": ["2" * 64, "3" * 64],
+        "height": size,
+        "width": size,
+    }
     return SampleTable(**(values | {"split": ["train", "val"], "dataset": ["k", "k"]} | changes))  # type: ignore[arg-type]
 
 
@@ -81,8 +87,14 @@ def test_an_array_that_cannot_be_stored_is_refused(change: dict[str, object]) ->
 
 
 def test_the_dataset_digest_depends_on_order_split_and_files() -> None:
-    variants = [table(), table(ids=["b", "a"]), table(split=["val", "train"]), table(sha256=["1" * 64, "f" * 64])]
-    assert len({variant.digest() for variant in variants}) == 4
+    variants = [
+        table(),
+        table(ids=["b", "a"]),
+        table(split=["val", "train"]),
+        table(sha256=["1" * 64, "f" * 64]),
+        table(mask_sha256=["1" * 64, "3" * 64]),
+    ]
+    assert len({variant.digest() for variant in variants}) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Runs side by side: reads what `evaluate` left in their folders and turns it into report pages."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyp_difom.cache.errors import RunError
+from polyp_difom.pipeline.data.frames import read_image, read_mask
+from polyp_difom.pipeline.evaluate import Predictor, ends_and_middle, frames_file, scores_folder
+from polyp_difom.pipeline.metrics import paired_difference, read_scores_csv, summarise
+from polyp_difom.pipeline.overlays import contact_sheet, overlay
+from polyp_difom.pipeline.report import GalleryItem, RunReport
+from polyp_difom.pipeline.runs import RunFolder
+from polyp_difom.pipeline.scoring import THRESHOLD, ImageScore
+
+PICTURES = 6
+"""Frames shown for each data set: worst, middle and best of the first taught run."""
+
+Scores = dict[str, list[ImageScore]]
+"""Rows by "<data set>-<split>"."""
+
+
+def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
+    """Reports of evaluated runs; those with a teacher are set against the control (objective `none`) among them.
+
+    Raises:
+        RunError: a run that was not evaluated under this protocol. DataError: runs that were scored on different frames.
+    """
+    runs = [RunFolder.open(path) for path in paths]
+    predictors = [Predictor(run) for run in runs]
+    scores = [_scores(run, protocol) for run in runs]
+    objectives = [predictor.header["objective"] for predictor in predictors]
+    control = objectives.index("none") if "none" in objectives else None
+    reports = []
+    for number, (run, predictor) in enumerate(zip(runs, predictors, strict=True)):
+        rival = control if control is not None and objectives[number] != "none" else None
+        header = predictor.header
+        reports.append(
+            RunReport(
+                name=run.path.name,
+                student=header["student"],
+                objective=header["objective"],
+                teachers=tuple(header["teachers"]),
+                seed=header["seed"],
+                epochs=header["epochs"],
+                parameters=predictor.parameters,
+                summaries=[summarise(rows, protocol, rows[0].dataset) for rows in scores[number].values()],
+                differences={
+                    rows[0].dataset: paired_difference(rows, scores[rival][key])
+                    for key, rows in scores[number].items()
+                    if rival is not None and key in scores[rival]
+                },
+                gallery=_gallery(run, predictor, scores[number], None if rival is None else predictors[rival])
+                if objectives[number] != "none" or control is None or len(runs) == 1
+                else [],
+                curve=run.history(),
+            )
+        )
+    return reports
+
+
+def _scores(run: RunFolder, protocol: str) -> Scores:
+    files = sorted(scores_folder(run, protocol).glob("*.csv"))
+    if not files:
+        raise RunError(
+            f"the run was not evaluated under protocol {protocol!r}",
+            where=run.path,
+            remedy=f"polyp-difom evaluate {run.path} --data DIR --protocol {protocol}",
+        )
+    return {file.stem: read_scores_csv(file) for file in files}
+
+
+def _gallery(run: RunFolder, predictor: Predictor, scores: Scores, rival: Predictor | None) -> list[GalleryItem]:
+    with frames_file(run).open(newline="") as file:
+        known = {row["id"]: (Path(row["image"]), Path(row["mask"])) for row in csv.DictReader(file)}
+    items = []
+    for rows in scores.values():
+        for score in ends_and_middle([row for row in rows if row.id in known], PICTURES):
+            picture = _side_by_side(*known[score.id], predictor, rival)
+            beside = " (left) and of the control (right)" if rival else ""
+            items.append(GalleryItem(f"{score.id}: Dice {score.dice:.3f}; outlines of {run.path.name}{beside}", picture))
+    return items
+
+
+def _side_by_side(image: Path, mask: Path, predictor: Predictor, rival: Predictor | None) -> NDArray[np.uint8]:
+    frame = read_image(image)
+    truth = read_mask(mask, frame.shape[:2])
+    models = [model for model in (predictor, rival) if model is not None]
+    drawn = [overlay(frame, truth, model.probability(frame) >= THRESHOLD) for model in models]
+    return contact_sheet(drawn, columns=len(drawn))
+
+
+def provenance(path: Path) -> dict[str, str]:
+    """Where a run's figures come from: store signature, versions, hardware."""
+    run = RunFolder.open(path)
+    config, environment = run.config(), json.loads((run.path / "env.json").read_text())
+    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
+    hardware = ", ".join(environment["gpus"]) or f"{environment['cpus']} CPU cores"
+    return {
+        "store": config["cache"],
+        "store signature": config["signature"],
+        "packages": packages,
+        "python": environment["python"],
+        "platform": environment["platform"],
+        "hardware": f"{hardware}, {config['precision']}",
+    }

@@ -1,0 +1,122 @@
+"""Students: one base tester, subclassed in a few lines per architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.students.protocol import Student, build_student, parameter_count
+
+
+class StudentTester:
+    """What every student owes. Subclasses give its name at test width, and the exact size of the published width."""
+
+    name: str
+    published: str
+    parameters: int
+    parameters_with_latents: int
+
+    @pytest.fixture(params=[False, True], ids=["plain", "latents"])
+    def student(self, request: pytest.FixtureRequest) -> Student:
+        return build_student(self.name, latents=request.param)
+
+    def test_logits_have_the_frame_size(self, student: Student) -> None:
+        for side in (2 * student.stride, 6 * student.stride):
+            assert student(torch.rand(2, 3, side, side)).shape == (2, 1, side, side)
+
+    def test_taps_are_what_they_declare(self, student: Student) -> None:
+        for side in (2 * student.stride, 6 * student.stride):
+            maps = student.features(torch.rand(2, 3, side, side))[1]
+            assert set(maps) == {tap.name for tap in student.taps}
+            for tap in student.taps:
+                assert maps[tap.name].shape == (2, tap.channels, side // tap.stride, side // tap.stride)
+
+    def test_taps_follow_the_frame_and_not_its_neighbours(self, student: Student) -> None:
+        student.eval()
+        frames = torch.rand(2, 3, 64, 64) * torch.tensor([1.0, 0.1])[:, None, None, None]
+        alone, together = student.features(frames[:1])[1], student.features(frames)[1]
+        for name, maps in alone.items():
+            torch.testing.assert_close(maps, together[name][:1], rtol=1e-3, atol=1e-4)
+            assert not torch.allclose(together[name][:1], together[name][1:], rtol=1e-3, atol=1e-4)
+
+    def test_there_is_a_tap_at_the_bottleneck_and_one_on_each_side(self, student: Student) -> None:
+        assert {"encoder", "bottleneck", "decoder"} <= {tap.role for tap in student.taps}
+
+    def test_latents_come_only_on_request(self) -> None:
+        for latents in (False, True):
+            taps = [tap for tap in build_student(self.name, latents).taps if tap.role == "latent"]
+            assert [tap.name for tap in taps] == (["latent1", "latent2"] if latents else [])
+            assert all(tap.channels == 256 for tap in taps)
+
+    def test_a_side_that_does_not_fit_is_refused_with_one_that_does(self, student: Student) -> None:
+        side = 2 * student.stride + 1
+        for shape in ((side, 2 * student.stride), (2 * student.stride, side)):
+            with pytest.raises(UsageError, match="does not fit") as caught:
+                student(torch.rand(1, 3, *shape))
+            assert str(student.stride) in str(caught.value.details["wanted"])
+        assert str(3 * student.stride) in str(pytest.raises(UsageError, student, torch.rand(1, 3, side, side)).value)
+
+    def test_the_same_seed_gives_the_same_weights(self) -> None:
+        states = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            states.append(build_student(self.name).state_dict())
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+        assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+    def test_the_logits_alone_reach_every_parameter(self, student: Student) -> None:
+        student(torch.rand(2, 3, 64, 64)).sum().backward()
+        without = [name for name, parameter in student.named_parameters() if parameter.grad is None]
+        assert without == []
+
+    def test_the_normalisation_is_part_of_the_network_but_not_of_a_checkpoint(self, student: Student) -> None:
+        assert not {"mean", "std"} & set(student.state_dict())
+        student.eval()
+        frames = torch.rand(1, 3, 64, 64)
+        inputs = (frames - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+            :, None, None
+        ]
+        torch.testing.assert_close(student(frames), student.segment(inputs)[0])
+
+    def test_the_encoder_holds_all_that_comes_before_the_bottleneck(self, student: Student) -> None:
+        student.eval()
+        frames = torch.rand(1, 3, 64, 64)
+        before = {name: maps.clone() for name, maps in student.features(frames)[1].items()}
+        with torch.no_grad():
+            for parameter in student.encoder.parameters():
+                parameter.mul_(1.5)
+        after = student.features(frames)[1]
+        inner = [tap.name for tap in student.taps if tap.role in ("encoder", "bottleneck")]
+        assert all(not torch.allclose(before[name], after[name]) for name in inner)
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if not name.startswith("encoder."):
+                    parameter.mul_(1.5)
+        again = student.features(frames)[1]
+        assert all(torch.equal(after[name], again[name]) for name in inner)
+
+    def test_the_parameter_count_is_the_known_one(self) -> None:
+        assert parameter_count(build_student(self.published)) == self.parameters
+        assert parameter_count(build_student(self.published, latents=True)) == self.parameters_with_latents
+
+
+class TestUNet(StudentTester):
+    name = "unet:4"
+    published = "unet"
+    parameters = 7_849_601
+    parameters_with_latents = 8_571_009
+
+    def test_the_default_is_32_wide(self) -> None:
+        assert parameter_count(build_student("unet")) == parameter_count(build_student("unet:32"))
+
+    @pytest.mark.parametrize("width", ["0", "3", "129", "-8", "8.5", "wide", "²"])
+    def test_an_unknown_width_is_refused(self, width: str) -> None:
+        with pytest.raises(UsageError, match="unknown U-Net width"):
+            build_student(f"unet:{width}")
+
+
+def test_an_unknown_student_is_answered_with_close_matches() -> None:
+    with pytest.raises(UsageError, match="unknown student 'unett'") as caught:
+        build_student("unett")
+    assert "unet" in str(caught.value.details["next"])
