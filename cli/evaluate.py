@@ -48,6 +48,7 @@ def evaluate(
         ]  # fmt: skip
         print_table(columns, rows, title=f"{run}, split {split}, protocol {protocol}")
         typer.echo(f"{run / 'results.csv'}" + (f"\n{run / 'overlays'}" if result.overlays else ""))
-    if unexpected := {name: count for name, count in result.seen.items() if name != split}:
-        known = ", ".join(f"{count} {name}" for name, count in unexpected.items())
-        typer.echo(f"warning: the run has seen {sum(unexpected.values())} of these frames ({known}): not a test of it", err=True)
+    if unexpected := {name: number for name, number in result.seen.items() if name != split}:
+        known = ", ".join(f"{number} {name}" for name, number in unexpected.items())
+        count = sum(unexpected.values())
+        typer.echo(f"warning: the run has seen {count} of these frames ({known}): not a test of it", err=True)

@@ -45,8 +45,9 @@ def extract(
     config = options.validated(
         ExtractConfig,
         sources=tuple(parse_source(text) for text in data), teachers=options.names(teachers, "--teachers"), cache=cache,
-        weights=dict(_pair(text) for text in weights), size=size, views=views, limit=limit, scales=options.names(scales, "--scales"),
-        channels=channels, spectra=spectra, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
+        weights=dict(_pair(text) for text in weights), size=size, views=views, limit=limit,
+        scales=options.names(scales, "--scales"), channels=channels,
+        spectra=spectra, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
         seed=seed, batch_size=batch_size, device=device, precision=precision,
     )  # fmt: skip
     store = run(config, Terminal(quiet))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ PICTURES = 6
 """Frames shown for each data set: worst, middle and best of the first taught run."""
 
 Scores = dict[str, list[ImageScore]]
-"""Rows by "<data set>-<split>"."""
+"""Rows by "<data set> (<split>)"."""
 
 
 def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
-    """Reports of evaluated runs; those with a teacher are set against the control (objective `none`) among them.
+    """Reports of evaluated runs; a taught one is set against the control (objective `none`) of its own student and seed.
 
     Raises:
         RunError: a run that was not evaluated under this protocol. DataError: runs that were scored on different frames.
@@ -34,12 +35,13 @@ def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
     runs = [RunFolder.open(path) for path in paths]
     predictors = [Predictor(run) for run in runs]
     scores = [_scores(run, protocol) for run in runs]
-    objectives = [predictor.header["objective"] for predictor in predictors]
-    control = objectives.index("none") if "none" in objectives else None
+    kinds = [(p.header["objective"], p.header["student"], p.header["seed"]) for p in predictors]
     reports = []
     for number, (run, predictor) in enumerate(zip(runs, predictors, strict=True)):
-        rival = control if control is not None and objectives[number] != "none" else None
         header = predictor.header
+        is_control = header["objective"] == "none"
+        control = ("none", *kinds[number][1:])
+        rival = kinds.index(control) if control in kinds and not is_control else None
         reports.append(
             RunReport(
                 name=run.path.name,
@@ -49,15 +51,17 @@ def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
                 seed=header["seed"],
                 epochs=header["epochs"],
                 parameters=predictor.parameters,
-                summaries=[summarise(rows, protocol, rows[0].dataset) for rows in scores[number].values()],
+                summaries=[
+                    replace(summarise(rows, protocol, rows[0].dataset), dataset=label) for label, rows in scores[number].items()
+                ],
                 differences={
-                    rows[0].dataset: paired_difference(rows, scores[rival][key])
-                    for key, rows in scores[number].items()
-                    if rival is not None and key in scores[rival]
+                    label: paired_difference(rows, scores[rival][label])
+                    for label, rows in scores[number].items()
+                    if rival is not None and label in scores[rival]
                 },
-                gallery=_gallery(run, predictor, scores[number], None if rival is None else predictors[rival])
-                if objectives[number] != "none" or control is None or len(runs) == 1
-                else [],
+                gallery=[]
+                if is_control and len(runs) > 1
+                else _gallery(run, predictor, scores[number], None if rival is None else predictors[rival]),
                 curve=run.history(),
             )
         )
@@ -72,7 +76,8 @@ def _scores(run: RunFolder, protocol: str) -> Scores:
             where=run.path,
             remedy=f"polyp-difom evaluate {run.path} --data DIR --protocol {protocol}",
         )
-    return {file.stem: read_scores_csv(file) for file in files}
+    named = [(file, *file.stem.rpartition("-")[::2]) for file in files]
+    return {f"{dataset} ({split})": read_scores_csv(file) for file, dataset, split in named}
 
 
 def _gallery(run: RunFolder, predictor: Predictor, scores: Scores, rival: Predictor | None) -> list[GalleryItem]:

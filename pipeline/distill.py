@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from polyp_difom.cache.errors import CacheError, RunError, UsageError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
+from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs, Objective
 from polyp_difom.pipeline.progress import Logged, Progress
@@ -64,6 +64,8 @@ def distill(
     progress = progress or Progress()
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
+    if not resume:
+        RunFolder(out).refuse_to_lose(overwrite)
     store = FeatureStore.open(config.cache)
     store.require_complete()
     if config.signature not in (None, store.manifest.signature()):
@@ -101,6 +103,7 @@ class Trainer:
 
     def __init__(self, config: DistillConfig, store: FeatureStore, progress: Progress):
         self.config, self.store, self.progress = config, store, progress
+        keep_freed_memory()
         self.device = pick_device(config.device)
         self.precision, reason = pick_precision(self.device, config.precision)
         objective = OBJECTIVES.get(config.objective)

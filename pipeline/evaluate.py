@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,11 +22,12 @@ from PIL import Image
 from polyp_difom.pipeline.data.frames import read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Source, gather
-from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
+from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline.files import write_csv
 from polyp_difom.pipeline.metrics import Summary, summarise, write_scores_csv
 from polyp_difom.pipeline.overlays import overlay
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_text
+from polyp_difom.pipeline.runs import RunFolder, read_checkpoint
 from polyp_difom.pipeline.scoring import THRESHOLD, Case, ImageScore, get_protocol, score_cases
 from polyp_difom.pipeline.students.protocol import build_student, parameter_count
 
@@ -42,6 +42,7 @@ class Predictor:
 
     def __init__(self, run: RunFolder, device: str = "auto", precision: str = "float32"):
         tensors, self.header = read_checkpoint(run.best)
+        keep_freed_memory()
         self.device = pick_device(device)
         self.precision, _ = pick_precision(self.device, precision)
         latents = any(name.startswith("latents.") for name in tensors)
@@ -127,15 +128,16 @@ def evaluate(
     progress.say(f"splits: {found.policy}")
     with progress.task("scoring", len(found.pairs)) as advance:
 
-        def cases() -> Iterator[Case]:
-            for pair in found.pairs:
+        def cases(dataset: str) -> Iterator[Case]:
+            for pair in (pair for pair in found.pairs if pair.dataset == dataset):
                 yield _squared_case(predictor, pair) if chosen.squared else _case(predictor, pair)
                 advance(1)
 
-        scores = list(score_cases(protocol, cases()))
+        # set by set: `pooled-6` must not pool frames of two sets
+        by_dataset = {name: list(score_cases(protocol, cases(name))) for name in sorted({pair.dataset for pair in found.pairs})}
+    scores = [score for rows in by_dataset.values() for score in rows]
     summaries, pictures = [], []
-    for dataset in sorted({score.dataset for score in scores}):
-        rows = [score for score in scores if score.dataset == dataset]
+    for dataset, rows in by_dataset.items():
         summaries.append(summarise(rows, protocol, dataset))
         write_scores_csv(scores_folder(run, protocol) / f"{dataset}-{split}.csv", rows)
         if not chosen.squared:
@@ -162,15 +164,7 @@ def _write_frames(path: Path, pairs: list[Pair]) -> None:
             rows = {row["id"]: row for row in csv.DictReader(file)}
     for pair in pairs:
         rows[pair.id] = {"id": pair.id, "image": str(pair.image.absolute()), "mask": str(pair.mask.absolute())}
-    _write_csv(path, ("id", "image", "mask"), list(rows.values()))
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
+    write_csv(path, ("id", "image", "mask"), list(rows.values()))
 
 
 def _case(predictor: Predictor, pair: Pair) -> Case:
@@ -240,4 +234,4 @@ def _write_results(path: Path, split: str, summaries: list[Summary]) -> None:
         low, high = summary.dice_interval
         figures = {**asdict(summary), "split": split, "dice_low": low, "dice_high": high}
         rows[summary.dataset, split, summary.protocol] = {name: str(figures[name]) for name in RESULT_COLUMNS}
-    _write_csv(path, RESULT_COLUMNS, list(rows.values()))
+    write_csv(path, RESULT_COLUMNS, list(rows.values()))

@@ -22,7 +22,7 @@ from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.basis import Basis, Moments, fit_basis
 from polyp_difom.pipeline.data.frames import Frame, flip_axes, read_frame
 from polyp_difom.pipeline.data.splitting import ranked
-from polyp_difom.pipeline.device import autocast, pick_device, pick_precision, synchronise
+from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision, synchronise
 from polyp_difom.pipeline.plan import READERS, ExtractConfig, Plan, check_options, check_space, gather_frames, make_plan
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.resample import area_resample
@@ -41,6 +41,7 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
     """
     progress = progress or Progress()
     check_options(config)
+    keep_freed_memory()
     device = pick_device(config.device)
     precision, reason = pick_precision(device, config.precision)
     found = gather_frames(config)
@@ -111,9 +112,10 @@ def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, 
     basis = fit_basis(next(iter(moments.values())), entry.channels, seed)
     variances = {scale: basis.variance(moments[scale]) for scale in runner.scales}
     rate = len(chosen) / (time.perf_counter() - began)
+    kept, minutes = basis.explained[: entry.channels].sum(), len(samples) * len(runner.views) / rate / 60
     progress.say(
-        f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {basis.explained[: entry.channels].sum():.1%} "
-        f"of the variance; about {len(samples) * len(runner.views) / rate / 60:.1f} minutes to go"
+        f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {kept:.1%} of the variance; "
+        f"about {minutes:.1f} minutes to go"
     )
     equivariance = torch.cat(cosines).mean(0).cpu().numpy()
     store.write_constants(prefix, *schema.basis_record(basis, variances))

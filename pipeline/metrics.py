@@ -6,8 +6,6 @@ Every interval is a 95 % percentile bootstrap over the test images: it covers th
 from __future__ import annotations
 
 import csv
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from polyp_difom.cache.errors import DataError
+from polyp_difom.pipeline.files import write_csv
 from polyp_difom.pipeline.scoring import PROTOCOLS, Case, ImageScore, Protocol, get_protocol, score_cases, score_image
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "score_image",
     "summarise",
     "write_scores_csv",
-    "write_text_atomically",
 ]
 
 # (name, from, to): share of the frame that the lesion covers, from <= share < to
@@ -152,11 +150,7 @@ def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> Paire
 
 def write_scores_csv(path: Path, scores: Sequence[ImageScore]) -> None:
     """Write one row per score; floats keep every digit and the file appears whole or not at all."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in fields(ImageScore)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(score) for score in scores)
-    write_text_atomically(path, table.getvalue())
+    write_csv(path, [field.name for field in fields(ImageScore)], [asdict(score) for score in scores])
 
 
 def read_scores_csv(path: Path) -> list[ImageScore]:
@@ -184,17 +178,6 @@ def read_scores_csv(path: Path) -> list[ImageScore]:
         raise DataError(
             "damaged table of scores", where=path, got=error, wanted="one number per cell", remedy=remedy
         ) from error
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write beside `path` and move over it, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _by_id(scores: Sequence[ImageScore]) -> dict[tuple[str, str, str], ImageScore]:

@@ -52,7 +52,7 @@ def overlay(
             wanted="a frame [h, w, 3] and masks [h, w]",
             remedy="resize the prediction to the frame first",
         )
-    line = max(2.0, min(height, width) / 130)
+    line = max(2.0, min(height, width) / 110)
     canvas = Image.fromarray(image).resize((width * _SMOOTHING, height * _SMOOTHING), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
     for mask, colour, dashed in ((truth, _TRUTH, False), (prediction, _PREDICTION, True)):

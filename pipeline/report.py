@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from polyp_difom.pipeline.metrics import PairedDifference, Summary, write_text_atomically
+from polyp_difom.pipeline.files import write_text
+from polyp_difom.pipeline.metrics import PairedDifference, Summary
 from polyp_difom.pipeline.scoring import PROTOCOLS
 
 CONTROL = "none"
@@ -76,7 +77,7 @@ def write_report(out: Path, runs: list[RunReport], title: str, provenance: Mappi
         chart_size=_CHART,
         provenance=provenance,
     )
-    write_text_atomically(out, page)
+    write_text(out, page)
 
 
 def verdicts(run: RunReport) -> list[tuple[str, str]]:

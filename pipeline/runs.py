@@ -23,6 +23,7 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import RunError
 from polyp_difom.cache.manifest import SampleTable
+from polyp_difom.pipeline.files import write_bytes, write_csv, write_text
 
 RESUME_STATE = "resume.safetensors"
 
@@ -47,19 +48,29 @@ class RunFolder:
         """
         run = cls(path)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                if not overwrite:
-                    raise RunError(
-                        "the run folder exists already", where=path,
-                        remedy="give another -o, or --resume to go on, or --overwrite to start afresh",
-                    )  # fmt: skip
-                if not (path / "config.yaml").is_file():
-                    raise RunError("will not overwrite a folder that is not a run", where=path, wanted="a config.yaml in it")
+            if run.refuse_to_lose(overwrite):
                 shutil.rmtree(path)
             run.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError("the run folder cannot be made", where=path, got=error.strerror, remedy="give another -o") from error
         return run
+
+    def refuse_to_lose(self, overwrite: bool) -> bool:
+        """Whether something is there to be replaced, after a check that it may be.
+
+        Raises:
+            RunError: the folder holds something, and `overwrite` was not asked for or it is no run.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return False
+        if not overwrite:
+            raise RunError(
+                "the run folder exists already", where=self.path,
+                remedy="give another -o, or --resume to go on, or --overwrite to start afresh",
+            )  # fmt: skip
+        if not (self.path / "config.yaml").is_file():
+            raise RunError("will not overwrite a folder that is not a run", where=self.path, wanted="a config.yaml in it")
+        return True
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -79,10 +90,9 @@ class RunFolder:
         """Write the resolved configuration, the environment and the frames that the run learns from."""
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         write_text(self.path / "env.json", json.dumps(environment(), indent=2))
-        with (self.path / "samples.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["id", "sha256", "split"])
-            writer.writerows(zip(samples.ids, samples.sha256, samples.split, strict=True))
+        rows = zip(samples.ids, samples.sha256, samples.split, strict=True)
+        columns = ("id", "sha256", "split")
+        write_csv(self.path / "samples.csv", columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
@@ -119,25 +129,6 @@ def environment() -> dict[str, Any]:
         "gpus": gpus,
         "packages": {name: version(name) for name in packages},
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write to a sibling, flush to disk, rename: a kill leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError("cannot write", where=path, got=error.strerror) from error
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

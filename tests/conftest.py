@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", OMP_NUM_THREADS="1")
 
@@ -34,9 +35,7 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    shape = Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14
-    )
+    shape = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14)
     Dinov2Model(shape).save_pretrained(folder)
     return folder
 
@@ -54,7 +53,7 @@ def extracting(tiny_teacher: Path) -> Extracting:
     """Configurations of stage one that run in a second: size 64, two views, 16 channels."""
 
     def make(data: Path, cache: Path, **changes: object) -> ExtractConfig:
-        values = {
+        values: dict[str, Any] = {
             "sources": (Source(data),), "teachers": (TEACHER,), "weights": {TEACHER: str(tiny_teacher)}, "cache": str(cache),
             "size": 64, "views": 2, "channels": 16, "device": "cpu", "precision": "float32",
         }  # fmt: skip
@@ -74,7 +73,7 @@ def distilling(store: FeatureStore) -> Distilling:
     """Configurations of stage two that run in a second."""
 
     def make(**changes: object) -> DistillConfig:
-        values = {
+        values: dict[str, Any] = {
             "cache": str(store.location), "student": "unet:4", "epochs": 3, "batch_size": 4, "device": "cpu", "precision": "float32",
         }  # fmt: skip
         return DistillConfig(**{**values, **changes})

@@ -78,7 +78,8 @@ def make_store(tmp_path: Path) -> StoreMaker:
 
     def make(kind: str = "full", n_views: int = 4, n: int = 10) -> FeatureStore:
         samples = SampleTable(
-            ids=[f"frame{i}" for i in range(n)], sha256=[f"{i:064x}" for i in range(n)], mask_sha256=[f"{i:064x}" for i in range(n)],
+            ids=[f"frame{i}" for i in range(n)], sha256=[f"{i:064x}" for i in range(n)],
+            mask_sha256=[f"{i:064x}" for i in range(n)],
             height=np.full(n, SIDE, np.int32), width=np.full(n, SIDE, np.int32),
             split=["train"] * (n - 2) + ["val"] * 2, dataset=["toy"] * n,
         )  # fmt: skip

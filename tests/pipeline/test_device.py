@@ -40,7 +40,8 @@ def test_a_gpu_that_is_not_there_is_refused(name: str, count: int, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "precision"), [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")]
+    ("capabilities", "precision"),
+    [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({"avx2": True}, "float32")],
 )
 def test_the_cpu_gets_bfloat16_only_where_it_multiplies_it(
     capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from polyp_difom.cache.errors import CacheError, RunError, UsageError
+from polyp_difom.cache.errors import CacheError, RunError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.plan import ExtractConfig
@@ -80,7 +81,17 @@ def test_a_run_needs_neither_teachers_packages_nor_images(
 
     extract(extracting(copied_frames, tmp_path / "s.zarr"))
     shutil.rmtree(copied_frames)
-    command = ["distill", "--cache", str(tmp_path / "s.zarr"), "--student", "unet:4", "--epochs", "1", "-o", str(tmp_path / "run")]
+    command = [
+        "distill",
+        "--cache",
+        str(tmp_path / "s.zarr"),
+        "--student",
+        "unet:4",
+        "--epochs",
+        "1",
+        "-o",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", HOOK, *command], capture_output=True, text=True, timeout=100, cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -108,21 +119,32 @@ def test_another_seed_gives_other_weights(distilling: Distilling, tmp_path: Path
     assert weights(tmp_path / "0")["last"] != weights(tmp_path / "1")["last"]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(distilling: Distilling, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Run of three epochs under an objective, made once."""
+
+    @cache
+    def run(objective: str) -> Path:
+        return distill(distilling(objective=objective, epochs=3), tmp_path_factory.mktemp("whole") / objective).path
+
+    return run
+
+
 @pytest.mark.parametrize("stop", [{"epoch": 1}, {"epoch": 3}, {"step": 3}, {"step": 8}])
 @pytest.mark.parametrize("objective", ["none", "multiscale", "paper"])
 def test_a_run_that_was_stopped_and_resumed_ends_at_the_weights_of_an_uninterrupted_one(
-    objective: str, stop: dict[str, int], distilling: Distilling, tmp_path: Path
+    objective: str, stop: dict[str, int], uninterrupted: Callable[[str], Path], distilling: Distilling, tmp_path: Path
 ) -> None:
     """Five steps an epoch: stopped after an epoch, after the last one, within the first, within the second."""
     config = distilling(objective=objective, epochs=3)
-    distill(config, tmp_path / "whole")
+    whole = uninterrupted(objective)
     with pytest.raises(KeyboardInterrupt):
         distill(config, tmp_path / "stopped", Interrupting(**stop))
     assert not (tmp_path / "stopped/checkpoints/last.safetensors").exists()
     torch.manual_seed(12345)  # whatever happened in between must not matter
     distill(config, tmp_path / "stopped", resume=True)
-    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
-    assert figures(tmp_path / "stopped") == figures(tmp_path / "whole")
+    assert weights(tmp_path / "stopped") == weights(whole)
+    assert figures(tmp_path / "stopped") == figures(whole)
 
 
 def test_a_run_that_was_killed_while_it_wrote_its_figures_is_resumed(distilling: Distilling, tmp_path: Path) -> None:
@@ -158,9 +180,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_validation_dice(finished_r
 
 
 @pytest.mark.parametrize("objective", ["multiscale", "shuffled"])
-def test_the_control_and_its_rivals_start_from_one_student(
-    objective: str, distilling: Distilling, store: FeatureStore
-) -> None:
+def test_the_control_and_its_rivals_start_from_one_student(objective: str, distilling: Distilling, store: FeatureStore) -> None:
     from polyp_difom.pipeline.distill import Trainer
 
     control, taught = (Trainer(distilling(objective=name), store, Progress()) for name in ("none", objective))
@@ -239,51 +259,9 @@ def test_the_student_comes_to_agree_with_its_teacher_and_less_with_the_wrong_fra
     assert right[-1][name] > wrong[-1][name] + 0.1
 
 
-def test_an_existing_run_is_never_overwritten_unless_asked(distilling: Distilling, tmp_path: Path) -> None:
-    config = distilling(objective="none", epochs=1)
-    distill(config, tmp_path / "run")
-    before = weights(tmp_path / "run")
-    other = config.model_copy(update={"seed": 1})
-    with pytest.raises(RunError, match="exists already"):
-        distill(other, tmp_path / "run")
-    assert weights(tmp_path / "run") == before
-    distill(other, tmp_path / "run", overwrite=True)
-    assert weights(tmp_path / "run") != before
-    assert len(figures(tmp_path / "run")) == 1
-
-
-def test_overwriting_with_a_bad_configuration_leaves_the_old_run(distilling: Distilling, tmp_path: Path) -> None:
-    distill(distilling(objective="none", epochs=1), tmp_path / "run")
-    before = weights(tmp_path / "run")
-    with pytest.raises(UsageError, match="unknown U-Net width"):
-        distill(distilling(student="unet:3"), tmp_path / "run", overwrite=True)
-    assert weights(tmp_path / "run") == before
-
-
-def test_a_folder_that_is_no_run_is_not_overwritten(distilling: Distilling, tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/chapter1.tex").write_text("all of it")
-    with pytest.raises(RunError, match="not a run"):
-        distill(distilling(epochs=1), tmp_path / "thesis", overwrite=True)
-    assert (tmp_path / "thesis/chapter1.tex").read_text() == "all of it"
-
-
-def test_resume_and_overwrite_exclude_each_other(distilling: Distilling, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="exclude each other"):
-        distill(distilling(), tmp_path / "run", resume=True, overwrite=True)
-
-
-def test_resuming_what_is_not_there_or_finished_is_refused(distilling: Distilling, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="nothing to resume"):
-        distill(distilling(), tmp_path / "run", resume=True)
-    assert not (tmp_path / "run").exists()
-    distill(distilling(objective="none", epochs=1), tmp_path / "run")
-    with pytest.raises(RunError, match="finished already"):
-        distill(distilling(objective="none", epochs=1), tmp_path / "run", resume=True)
-
-
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"learning_rate": 1e-2}, {"epochs": 5}, {"batch_size": 5}, {"objective": "shuffled"}, {"affine": False}]
+    "change",
+    [{"seed": 1}, {"learning_rate": 1e-2}, {"epochs": 5}, {"batch_size": 5}, {"objective": "shuffled"}, {"affine": False}],
 )
 def test_resuming_with_other_settings_is_refused_and_names_the_setting(
     change: dict[str, object], distilling: Distilling, tmp_path: Path
@@ -325,7 +303,11 @@ def test_one_flipped_bit_in_the_store_stops_a_run(
     from polyp_difom.pipeline.extract import extract
 
     extract(extracting(frames, tmp_path / "s.zarr", limit=8))
-    (shard,) = (path for path in (tmp_path / "s.zarr/teachers/dinov2-small/s16/embedding").rglob("*") if path.is_file() and path.name != "zarr.json")
+    (shard,) = (
+        path
+        for path in (tmp_path / "s.zarr/teachers/dinov2-small/s16/embedding").rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    )
     data = bytearray(shard.read_bytes())
     data[200] ^= 4
     shard.write_bytes(bytes(data))

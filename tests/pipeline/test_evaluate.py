@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,8 +46,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scored(run: Path, folder: Path, **options: object) -> Evaluation:
-    return evaluate(run, (Source(folder),), device="cpu", **{"split": "all", "overlays": 0, **options})
+def scored(run: Path, folder: Path, **options: Any) -> Evaluation:
+    chosen: dict[str, Any] = {"split": "all", "overlays": 0, **options}
+    return evaluate(run, (Source(folder),), device="cpu", **chosen)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -204,7 +206,7 @@ def test_frames_are_known_again_under_another_name(run: Path, frames: Path, tmp_
 
 
 @pytest.mark.parametrize("objective", ["paper", "none"])
-def test_students_of_other_objectives_are_scored_too(objective: str, distilling, frames: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_students_of_other_objectives_are_scored_too(objective: str, distilling, frames: Path, tmp_path: Path) -> None:
     from polyp_difom.pipeline.distill import distill
 
     made = distill(distilling(objective=objective, epochs=1), tmp_path / "run")

@@ -116,7 +116,7 @@ def test_without_affine_every_pixel_is_one_of_the_store(make_store: StoreMaker, 
 @pytest.mark.parametrize("seed", range(5))
 def test_shuffled_never_gives_a_frame_its_own_map(make_store: StoreMaker, plain_colour: None, seed: int) -> None:
     held = make_feed(make_store(n_views=1), Needs(maps=True, shuffled=True), seed=seed)
-    own = {}
+    own: dict[int, int] = {}
     for number in range(2):
         for batch in held.epoch(number, 4, seed=0, affine=False):
             for frame, maps in zip(batch.frames, batch.targets.maps[KEYS[0]], strict=True):

@@ -197,10 +197,11 @@ def test_a_paired_difference_is_first_minus_second_whatever_the_order_of_rows():
 
 def test_a_difference_within_the_noise_neither_helps_nor_harms():
     control = [row(str(k), 0.7) for k in range(40)]
-    other = [replace(score, dice=0.7 + (0.1 if k % 2 else -0.1)) for k, score in enumerate(control)]
-    difference = paired_difference(other, control)
-    assert not difference.helped
-    assert not difference.harmed
+    other = [replace(score, dice=0.7 + (0.11 if k % 2 else -0.1)) for k, score in enumerate(control)]
+    for difference in (paired_difference(other, control), paired_difference(control, other)):
+        assert abs(difference.mean) == pytest.approx(0.005)
+        assert not difference.helped
+        assert not difference.harmed
 
 
 def test_runs_scored_on_other_images_or_protocols_are_not_compared():

@@ -1,21 +1,17 @@
-"""Objectives: finite losses, gradients where they belong, equations by hand, and the collapse that must not happen."""
+"""Objectives: finite losses, gradients where they belong, equations by hand."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import RunError, UsageError
-from polyp_difom.cache.store import FeatureStore
+from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline import spectra
-from polyp_difom.pipeline.distill import DistillConfig, Trainer, distill
 from polyp_difom.pipeline.objectives.protocol import (
     OBJECTIVES,
     Losses,
@@ -27,7 +23,6 @@ from polyp_difom.pipeline.objectives.protocol import (
     frozen,
     segmentation_loss,
 )
-from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.students.protocol import Student, Tap, build_student
 
 NAMES = ["none", "multiscale", "shuffled", "paper"]
@@ -75,7 +70,7 @@ def test_losses_are_finite_and_reach_student_and_heads_but_no_target(name: str) 
         for key, parameter in module.named_parameters():
             assert parameter.grad is not None, key
             assert torch.isfinite(parameter.grad).all(), key
-    assert all(parameter.grad.abs().sum() > 0 for parameter in objective.parameters())
+            assert module is student or parameter.grad.abs().sum() > 0, key
     assert not any(target.requires_grad for target in [*targets.maps.values(), *targets.spectra.values()])
 
 
@@ -140,8 +135,8 @@ def test_a_perfect_distillation_leaves_the_segmentation_loss() -> None:
     objective = OBJECTIVES.get("multiscale")(
         (Tap("bottleneck", 6, 16, "bottleneck"),), {("t", "s16"): TargetSpec(6, 4, 16, 0.5)}
     )
-    nn.init.dirac_(objective.heads["t/s16/bottleneck"].weight)
-    nn.init.zeros_(objective.heads["t/s16/bottleneck"].bias)
+    nn.init.dirac_(objective.get_parameter("heads.t/s16/bottleneck.weight"))
+    nn.init.zeros_(objective.get_parameter("heads.t/s16/bottleneck.bias"))
     target = torch.randn(2, 6, 4, 4)
     logits, masks = torch.randn(2, 1, 64, 64), random_masks()
     losses = objective(logits, masks, {"bottleneck": target / 0.5}, Targets(maps={("t", "s16"): target}), 0.0)
@@ -155,7 +150,7 @@ def test_a_perfect_distillation_leaves_the_segmentation_loss() -> None:
 
 def test_multiscale_pairs_every_tap_with_the_maps_of_its_stride() -> None:
     objective = make("multiscale")[1]
-    assert sorted(objective.heads) == [
+    assert sorted(name for name, _ in objective.get_submodule("heads").named_children()) == [
         "dinov2-small/s16/bottleneck",
         "sam-vit_b/s16/bottleneck",
         "sam-vit_b/s8/decoder8",
@@ -170,7 +165,7 @@ def test_multiscale_by_hand() -> None:
     taps, target = {"bottleneck": torch.randn(2, 6, 12, 12)}, torch.randn(2, 6, 12, 12)
     logits, masks = torch.randn(2, 1, 64, 64), random_masks()
     losses = objective(logits, masks, taps, Targets(maps={("t", "s16"): target}), 0.0)
-    p, t = objective.heads["t/s16/bottleneck"](taps["bottleneck"]).detach(), target / 0.5
+    p, t = objective.get_submodule("heads.t/s16/bottleneck")(taps["bottleneck"]).detach(), target / 0.5
     distance = 1 - F.cosine_similarity(p, t, dim=1).mean() + F.smooth_l1_loss(p, t)
     bands = [
         (a - b).square().sum() / b.square().sum() for a, b in zip(spectra.split_bands(p), spectra.split_bands(t), strict=True)
@@ -222,7 +217,7 @@ def test_a_store_without_a_fitting_stride_is_refused_with_the_scales_to_extract(
 
 
 def test_the_distance_of_the_paper_is_that_of_the_bands_as_maps() -> None:
-    cells, std = 13, 0.5
+    std = 0.5
     for cells in (12, 13):
         objective = OBJECTIVES.get("paper")(LATENTS, {("t", "s16"): TargetSpec(6, cells, 16, std)})
         taps = {tap.name: torch.randn(2, 5, cells, cells) for tap in LATENTS}
@@ -230,8 +225,8 @@ def test_the_distance_of_the_paper_is_that_of_the_bands_as_maps() -> None:
         targets = Targets(spectra={("t", "s16"): spectra.spectrum(maps)})
         losses = objective(torch.randn(2, 1, 64, 64), random_masks(), taps, targets, 0.5)
         low, high = spectra.split_bands(maps / std)
-        expected = F.mse_loss(objective.heads["t/s16/latent1"](taps["latent1"]), low)
-        expected = expected + F.mse_loss(objective.heads["t/s16/latent2"](taps["latent2"]), high)
+        expected = F.mse_loss(objective.get_submodule("heads.t/s16/latent1")(taps["latent1"]), low)
+        expected = expected + F.mse_loss(objective.get_submodule("heads.t/s16/latent2")(taps["latent2"]), high)
         torch.testing.assert_close(losses.parts["distillation"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -252,101 +247,3 @@ def test_the_first_phase_of_the_paper_trains_no_head() -> None:
     student, objective = make("paper")
     losses_of(student, objective, random_targets(), progress=0.1).total.backward()
     assert all(parameter.grad is None for parameter in objective.parameters())
-
-
-# Collapse
-
-
-class Notebook(Objective):
-    """What must not be done: the target is a trainable 1x1 convolution of the teachers' maps."""
-
-    needs = Needs(maps=True)
-    guard: Callable[[Tensor], Tensor] = staticmethod(lambda target: target)
-
-    def __init__(self, taps: tuple[Tap, ...], targets: Mapping[tuple[str, str], TargetSpec], weight: float = 1.0):
-        super().__init__(taps, targets, weight)
-        self.tap = next(tap for tap in taps if tap.role == "bottleneck")
-        self.keys = [key for key, spec in targets.items() if spec.stride == self.tap.stride]
-        self.fusion = nn.Conv2d(sum(targets[key].channels for key in self.keys), self.tap.channels, 1)
-
-    def forward(self, logits: Tensor, masks: Tensor, taps: Mapping[str, Tensor], targets: Targets, progress: float) -> Losses:
-        target = self.guard(self.fusion(torch.cat([targets.maps[key] for key in self.keys], 1)))
-        prediction = taps[self.tap.name]
-        seen = agreement(prediction, target)
-        return Losses(F.mse_loss(prediction, target), {f"notebook/{what}": value for what, value in seen.items()})
-
-
-class Guarded(Notebook):
-    """The same with the guard that every objective of the package uses."""
-
-    guard = staticmethod(frozen)
-
-
-def variances(objective: Objective, steps: int) -> list[float]:
-    """Target variance at each step of a toy training: frames and teacher maps share nothing that can be learnt."""
-    tap = Tap("bottleneck", 8, 16, "bottleneck")
-    student = nn.Conv2d(3, tap.channels, 1)
-    optimizer = torch.optim.Adam([*student.parameters(), *objective.parameters()], lr=0.02)
-    logits, masks, seen = torch.zeros(16, 1, 8, 8), torch.zeros(16, 1, 8, 8), []
-    for _ in range(steps):
-        taps = {tap.name: student(torch.rand(16, 3, 4, 4))}
-        losses = objective(logits, masks, taps, random_targets({("t", "s16"): TargetSpec(12, 4, 16, 1.0)}, 16), 0.5)
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-        seen.append(next(value.item() for name, value in losses.parts.items() if name.endswith("target_variance")))
-    return seen
-
-
-def test_a_trainable_fusion_collapses_while_fixed_targets_keep_their_variance() -> None:
-    taps, specs = (Tap("bottleneck", 8, 16, "bottleneck"),), {("t", "s16"): TargetSpec(12, 4, 16, 1.0)}
-    collapsing = variances(Notebook(taps, specs), 60)
-    assert collapsing[-1] < 0.01 * collapsing[0]
-    fixed = variances(OBJECTIVES.get("multiscale")(taps, specs), 60)
-    assert all(0.8 < value / fixed[0] < 1.25 for value in fixed)
-
-
-def test_the_guard_stops_a_trainable_fusion_at_its_first_step() -> None:
-    taps, specs = (Tap("bottleneck", 8, 16, "bottleneck"),), {("t", "s16"): TargetSpec(12, 4, 16, 1.0)}
-    with pytest.raises(RuntimeError, match="targets must be fixed"):
-        variances(Guarded(taps, specs), 1)
-
-
-def collapsing_config(store: FeatureStore, objective: str) -> DistillConfig:
-    return DistillConfig(
-        cache=str(store.location), student="unet:4", objective=objective, epochs=12, batch_size=2, learning_rate=0.05, device="cpu",
-        precision="float32",
-    )  # fmt: skip
-
-
-@pytest.fixture
-def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    OBJECTIVES.names()
-    monkeypatch.setitem(OBJECTIVES._entries, "notebook-like", Notebook)
-    monkeypatch.setitem(OBJECTIVES._entries, "guarded", Guarded)
-
-
-def test_a_training_that_collapses_is_stopped_and_names_the_target(
-    make_store: Callable[..., FeatureStore], notebook: None, tmp_path: Path
-) -> None:
-    with pytest.raises(RunError, match="collapsed") as caught:
-        distill(collapsing_config(make_store(), "notebook-like"), tmp_path / "run")
-    assert caught.value.exit_code == 1
-    assert caught.value.details["where"] == "notebook/target_variance"
-
-
-def test_a_training_against_a_trainable_target_does_not_start(
-    make_store: Callable[..., FeatureStore], notebook: None, tmp_path: Path
-) -> None:
-    with pytest.raises(RuntimeError, match="targets must be fixed"):
-        distill(collapsing_config(make_store(), "guarded"), tmp_path / "run")
-
-
-def test_the_threshold_of_a_collapse_is_one_percent_of_the_first_epoch(make_store: Callable[..., FeatureStore]) -> None:
-    trainer = Trainer(collapsing_config(make_store(), "multiscale"), make_store(), Progress())
-    trainer._check_variances({"a/target_variance": 2.0, "a/cosine": 0.5})
-    trainer._check_variances({"a/target_variance": 0.021, "a/cosine": 0.0})
-    before = copy.copy(trainer.first_variance)
-    with pytest.raises(RunError, match="collapsed"):
-        trainer._check_variances({"a/target_variance": 0.019, "a/cosine": 0.5})
-    assert trainer.first_variance == before == {"a/target_variance": 2.0}

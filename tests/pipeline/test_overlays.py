@@ -81,6 +81,15 @@ def test_the_legend_says_when_the_prediction_is_empty():
     assert (lightness(missed) > 100).any(axis=0).sum() > (lightness(found) > 100).any(axis=0).sum()
 
 
+def test_the_legend_shows_a_solid_and_a_broken_sample():
+    frame, mask = np.zeros((100, 400, 3), np.uint8), disc(100, 400, 20, 50, 50)
+    legend = overlay(frame, mask, mask, "x")[100:].astype(int)
+    yellow = (legend[..., 0] > legend[..., 2] + 60).any(axis=0)
+    blue = (legend[..., 2] > legend[..., 0] + 60).any(axis=0)
+    starts = [(np.diff(np.concatenate([[False], line]).astype(int)) == 1).sum() for line in (yellow, blue)]
+    assert starts == [1, 3]
+
+
 def test_a_mask_of_another_size_is_refused():
     frame, mask = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), bool)
     for truth, prediction in ((mask.T, mask), (None, mask.T)):

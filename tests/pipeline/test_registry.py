@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from polyp_difom.pipeline.teachers.protocol import TEACHERS
 
 
 @pytest.fixture
-def animals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[str]:
+def animals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[str]]:
     """The registry of a package on disk, in which two modules register one animal each."""
     package = tmp_path / "toy_animals"
     package.mkdir()
@@ -27,7 +28,7 @@ def animals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[str]:
     monkeypatch.syspath_prepend(tmp_path)
     for module in [name for name in sys.modules if name.startswith("toy_animals")]:
         monkeypatch.delitem(sys.modules, module)
-    import toy_animals  # type: ignore[import-not-found]
+    import toy_animals
 
     yield toy_animals.ANIMALS
     for module in [name for name in sys.modules if name.startswith("toy_animals")]:

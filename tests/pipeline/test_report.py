@@ -63,7 +63,7 @@ TAUGHT = RunReport(
     "taught", "unet", "multiscale", ("litemedsam",), 0, 24, 7_850_000, [summary("kvasir", 0.8567), summary("etis", 0.49)],
     differences={
         "kvasir": PairedDifference(80, 0.0444, (0.021, 0.065), 0.7),
-        "etis": PairedDifference(80, -0.01, (-0.05, 0.03), 0.45),
+        "etis": PairedDifference(80, 0.01, (-0.03, 0.05), 0.55),
     },
     gallery=[GalleryItem("worst: a, Dice 0.100", np.full((300, 1200, 3), 180, np.uint8)),
              GalleryItem("best: b, Dice 0.990", np.full((90, 120, 3), 60, np.uint8))],
@@ -106,7 +106,7 @@ def test_a_gain_is_claimed_only_where_the_whole_interval_is_above_zero():
     assert (helped, neither) == ("helped", "no gain")
     assert "On kvasir, the teacher litemedsam helped: +4.4 points of Dice (95 % interval +2.1 to +6.5)" in first
     assert "70% of 80 frames" in first
-    assert "On etis, the teacher litemedsam did not help: −1.0 points" in second
+    assert "On etis, the teacher litemedsam did not help: +1.0 points" in second
     assert "cannot be told from zero" in second
 
 
@@ -152,10 +152,9 @@ def test_protocols_get_tables_of_their_own_and_a_gap_is_shown(tmp_path):
 def test_learning_curves_run_over_the_chart_with_the_control_beneath(tmp_path):
     found = page(tmp_path, TAUGHT, CONTROL, replace(CONTROL, name="no history", curve=[]))
     assert len(found.all("svg")) == 2
-    lines = {attributes["points"]: attributes.get("class") for attributes in found.all("polyline")}
-    assert lines["160.0,75.0 320.0,30.0"] is None
-    assert lines["160.0,90.0 320.0,45.0"] in ("rival", None)
-    assert len(found.all("polyline")) == 3
+    lines = [(attributes.get("class"), attributes["points"]) for attributes in found.all("polyline")]
+    control = "160.0,90.0 320.0,45.0"
+    assert lines == [("rival", control), (None, "160.0,75.0 320.0,30.0"), (None, control)]
     assert "taught: best 0.800 in epoch 2" in found.text
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.errors import RunError, UsageError
 from polyp_difom.cache.manifest import SampleTable
-from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_bytes, write_checkpoint
+from polyp_difom.pipeline.distill import DistillConfig, distill
+from polyp_difom.pipeline.files import write_bytes
+from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
 
 SAMPLES = SampleTable(
-    ["a/1", "a/é,2"], ["0" * 64, "1" * 64], np.ones(2, np.int32), np.ones(2, np.int32), ["train", "val"], ["a", "a"]
+    ["a/1", "a/é,2"],
+    ["0" * 64, "1" * 64],
+    ["2" * 64, "3" * 64],
+    np.ones(2, np.int32),
+    np.ones(2, np.int32),
+    ["train", "val"],
+    ["a", "a"],
 )
 
 
@@ -102,3 +111,52 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="cannot be made"):
         RunFolder.create(tmp_path / "file" / "run")
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: (run / "checkpoints" / f"{name}.safetensors").read_bytes() for name in ("best", "last")}
+
+
+def test_an_existing_run_is_never_overwritten_unless_asked(distilling: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    config = distilling(objective="none", epochs=1)
+    distill(config, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    other = config.model_copy(update={"seed": 1})
+    with pytest.raises(RunError, match="exists already"):
+        distill(other, tmp_path / "run")
+    assert weights(tmp_path / "run") == before
+    distill(other, tmp_path / "run", overwrite=True)
+    assert weights(tmp_path / "run") != before
+    assert len(RunFolder(tmp_path / "run").history()) == 1
+
+
+def test_overwriting_with_a_bad_configuration_leaves_the_old_run(
+    distilling: Callable[..., DistillConfig], tmp_path: Path
+) -> None:
+    distill(distilling(objective="none", epochs=1), tmp_path / "run")
+    before = weights(tmp_path / "run")
+    with pytest.raises(UsageError, match="unknown U-Net width"):
+        distill(distilling(student="unet:3"), tmp_path / "run", overwrite=True)
+    assert weights(tmp_path / "run") == before
+
+
+def test_a_folder_that_is_no_run_is_not_overwritten(distilling: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.tex").write_text("all of it")
+    with pytest.raises(RunError, match="not a run"):
+        distill(distilling(epochs=1), tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis/chapter1.tex").read_text() == "all of it"
+
+
+def test_resume_and_overwrite_exclude_each_other(distilling: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        distill(distilling(), tmp_path / "run", resume=True, overwrite=True)
+
+
+def test_resuming_what_is_not_there_or_finished_is_refused(distilling: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nothing to resume"):
+        distill(distilling(), tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    distill(distilling(objective="none", epochs=1), tmp_path / "run")
+    with pytest.raises(RunError, match="finished already"):
+        distill(distilling(objective="none", epochs=1), tmp_path / "run", resume=True)

@@ -1,0 +1,273 @@
+"""`distill` and `evaluate` from the user's side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.runs import RunFolder
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def train(cli: Callable, store: FeatureStore, light: list[str]) -> Callable:
+    """`train("-o", folder)`: a run of two epochs on the shared store."""
+    return lambda *words: cli("distill", "--cache", store.location, *light, *words)
+
+
+def test_a_run_is_made_and_the_next_command_is_named(train: Callable, tmp_path: Path) -> None:
+    result = train("-o", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert "best validation Dice" in result.stdout
+    assert f"polyp-difom evaluate {tmp_path / 'run'} --data" in result.stdout
+    assert "epoch 2/2" in result.stderr
+
+
+def test_a_run_is_named_after_student_objective_and_seed_by_default(
+    train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("--objective", "none", "--seed", "3").exit_code == 0
+    assert (tmp_path / "runs/unet4-none-s3/checkpoints/last.safetensors").is_file()
+
+
+def test_json_of_a_run_is_one_object_and_quiet_is_quiet(train: Callable, tmp_path: Path) -> None:
+    result = train("-o", tmp_path / "run", "--json", "-q")
+    said = json.loads(result.stdout)
+    history = RunFolder(tmp_path / "run").history()
+    assert said["best_val_dice"] == max(record["val_dice"] for record in history)
+    assert (said["run"], said["epochs"]) == (str(tmp_path / "run"), 2)
+    assert result.stderr == ""
+
+
+def test_flags_win_over_the_configuration_and_the_configuration_over_defaults(
+    cli: Callable, store: FeatureStore, tmp_path: Path
+) -> None:
+    values = {
+        "cache": str(store.location), "student": "unet:8", "epochs": 7, "batch-size": 5, "objective": "none", "device": "cpu",
+        "teachers": "dinov2:small",
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    result = cli(
+        "distill",
+        "--config",
+        tmp_path / "c.yaml",
+        "--epochs",
+        "1",
+        "--student",
+        "unet",
+        "--student",
+        "unet:4",
+        "-o",
+        tmp_path / "r",
+    )
+    assert result.exit_code == 0, result.stderr
+    saved = RunFolder(tmp_path / "r").config()
+    wanted = {"student": "unet:4", "epochs": 1, "batch_size": 5, "objective": "none", "learning_rate": 1e-3, "seed": 0}
+    assert {name: saved[name] for name in wanted} == wanted
+
+
+def test_a_flag_that_repeats_a_default_still_wins_over_the_configuration(
+    cli: Callable, store: FeatureStore, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"cache: {store.location}\nobjective: none\nstudent: unet:4\nepochs: 1\nseed: 9\n")
+    assert cli("distill", "--config", tmp_path / "c.yaml", "--seed", "0", "-o", tmp_path / "r").exit_code == 0
+    assert RunFolder(tmp_path / "r").config()["seed"] == 0
+
+
+@pytest.mark.parametrize("objective", ["none", "multiscale"])
+def test_a_runs_own_configuration_is_a_configuration(objective: str, train: Callable, cli: Callable, tmp_path: Path) -> None:
+    assert train("-o", tmp_path / "one", "--objective", objective).exit_code == 0
+    result = cli("distill", "--config", tmp_path / "one/config.yaml", "-o", tmp_path / "two")
+    assert result.exit_code == 0, result.stderr
+    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    assert one.last.read_bytes() == two.last.read_bytes()
+    assert one.config() == two.config()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("objectiv: none", ["unknown option 'objectiv'", "did you mean objective"]),
+        ("- none", ["no mapping"]),
+        ("epochs: [", ["cannot be read"]),
+        ("epochs: many", ["--epochs"]),
+        ("student: 4", ["--student"]),
+    ],
+)
+def test_a_bad_configuration_is_refused_by_key(
+    text: str, said: list[str], refused: Refused, store: FeatureStore, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    message = refused(2, "distill", "--cache", store.location, "--config", tmp_path / "c.yaml", "-o", tmp_path / "r")
+    for words in said:
+        assert words in message
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "said"),
+    [
+        (2, ["--student", "unett"], ["unknown student 'unett'", "did you mean unet"]),
+        (2, ["--student", "unet:999"], ["unknown U-Net width '999'"]),
+        (2, ["--objective", "multi"], ["unknown objective 'multi'", "did you mean multiscale"]),
+        (2, ["--teachers", "sam:vit_b"], ["does not hold teacher 'sam:vit_b'", "dinov2:small"]),
+        (2, ["--teachers", ""], ["--teachers", "nothing is named"]),
+        (2, ["--epochs", "0"], ["--epochs", "greater than 0"]),
+        (2, ["--seed", "-1"], ["--seed"]),
+        (2, ["--lr", "0"], ["--learning-rate"]),
+        (2, ["--device", "tpu"], ["unknown device 'tpu'"]),
+        (2, ["--resume", "--overwrite"], ["exclude each other"]),
+        (2, ["--config", "nowhere.yaml"], ["cannot be read", "nowhere.yaml"]),
+        (1, ["--resume"], ["nothing to resume", "leave --resume away"]),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_named(
+    code: int, options: list[str], said: list[str], refused: Refused, store: FeatureStore, light: list[str], tmp_path: Path
+) -> None:
+    message = refused(code, "distill", "--cache", store.location, *light, "-o", tmp_path / "run", *options)
+    for words in said:
+        assert words in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_store_must_be_given(refused: Refused) -> None:
+    assert "--cache is missing" in refused(2, "distill")
+
+
+@pytest.mark.parametrize(("place", "said"), [("nowhere.zarr", "no feature store here"), ("thesis", "not a feature store")])
+def test_what_is_no_store_is_refused(place: str, said: str, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/a.tex").write_text("all of it")
+    message = refused(4, "distill", "--cache", tmp_path / place, "-o", tmp_path / "run")
+    assert said in message
+    assert str(tmp_path / place) in message
+
+
+def test_an_incomplete_store_is_refused_with_the_command_that_completes_it(
+    refused: Refused, store: FeatureStore, tmp_path: Path
+) -> None:
+    shutil.copytree(str(store.location), tmp_path / "s.zarr")
+    copy = FeatureStore.open(tmp_path / "s.zarr", writable=True)
+    with copy.writing():
+        copy.mark_pending(0)
+    message = refused(4, "distill", "--cache", tmp_path / "s.zarr", "-o", tmp_path / "run")
+    assert "incomplete" in message
+    assert "polyp-difom extract" in message
+
+
+def test_an_existing_run_is_refused_and_both_ways_on_are_named(
+    train: Callable, refused: Refused, store: FeatureStore, light: list[str], tmp_path: Path
+) -> None:
+    assert train("-o", tmp_path / "run").exit_code == 0
+    message = refused(1, "distill", "--cache", store.location, *light, "-o", tmp_path / "run", "-q")
+    assert "--resume" in message
+    assert "--overwrite" in message
+    assert train("-o", tmp_path / "run", "--overwrite").exit_code == 0
+
+
+def test_a_run_below_a_file_is_refused(refused: Refused, store: FeatureStore, light: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be made" in refused(1, "distill", "--cache", store.location, *light, "-o", tmp_path / "file/run")
+
+
+# evaluate
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_evaluate_prints_a_table_and_where_its_files_are(cli: Callable, run: Path, frames: Path) -> None:
+    result = cli("evaluate", run, "-d", frames, "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "synthetic" in result.stdout
+    assert str(run / "results.csv") in result.stdout
+    assert "warning" not in result.stderr
+
+
+def test_json_of_an_evaluation_is_one_object_and_agrees_with_the_file(cli: Callable, run: Path, frames: Path) -> None:
+    result = cli("evaluate", run, "-d", frames, "--split", "all", "--json", "--device", "cpu")
+    said = json.loads(result.stdout)
+    row = (run / "results.csv").read_text().splitlines()[1].split(",")
+    assert row[:4] == ["synthetic", "all", "per-image", "24"]
+    assert float(row[4]) == said["sets"][0]["mdice"]
+    assert all(Path(path).is_file() for path in said["overlays"])
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (["--split", "all"], "22 of these frames (20 train, 2 val)"),
+        (["--split", "test", "--split-seed", "1"], "of these frames"),
+        (["--split", "val", "--split-seed", "1"], "of these frames"),
+        (["--split", "all", "-q"], "22 of these frames"),
+        (["--split", "test"], None),
+        (["--split", "val"], None),
+        (["--split", "train"], None),
+    ],
+)
+def test_scoring_frames_of_the_training_is_warned_of(
+    options: list[str], warned: str | None, cli: Callable, run: Path, frames: Path
+) -> None:
+    result = cli("evaluate", run, "-d", frames, "--overlays", "0", "--device", "cpu", *options)
+    assert result.exit_code == 0
+    assert ("warning: the run has seen" in result.stderr) is (warned is not None)
+    assert (warned or "") in result.stderr
+
+
+def test_several_data_sets_and_protocols_are_scored_by_one_command_each(
+    cli: Callable, run: Path, frames: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(frames, tmp_path / "second")
+    for protocol in ("per-image", "pranet", "pooled-6"):
+        result = cli(
+            "evaluate",
+            run,
+            "-d",
+            frames,
+            "-d",
+            f"folder={tmp_path / 'second'}",
+            "--protocol",
+            protocol,
+            "--json",
+            "--device",
+            "cpu",
+        )
+        assert {s["dataset"] for s in json.loads(result.stdout)["sets"]} == {"synthetic", "second"}
+    assert len((run / "results.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "said"),
+    [
+        (2, ["--split", "tests"], ["unknown split", "tests"]),
+        (2, ["--protocol", "pranett"], ["unknown protocol", "did you mean pranet"]),
+        (2, ["--overlays", "-1"], ["--overlays"]),
+        (2, ["--device", "tpu"], ["unknown device"]),
+    ],
+)
+def test_an_evaluation_option_that_cannot_be_used_is_named(
+    code: int, options: list[str], said: list[str], refused: Refused, run: Path, frames: Path
+) -> None:
+    message = refused(code, "evaluate", run, "-d", frames, *options)
+    for words in said:
+        assert words in message
+    assert not (run / "results.csv").exists()
+
+
+def test_evaluating_what_is_no_run_is_refused(refused: Refused, frames: Path, tmp_path: Path) -> None:
+    assert "no run here" in refused(1, "evaluate", tmp_path / "nowhere", "-d", frames)
+    assert "no run here" in refused(1, "evaluate", frames, "-d", frames)
+
+
+def test_evaluating_on_no_data_is_refused(refused: Refused, run: Path, tmp_path: Path) -> None:
+    assert "no such folder" in refused(3, "evaluate", run, "-d", tmp_path / "nowhere")
