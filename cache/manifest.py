@@ -104,12 +104,11 @@ class DatasetEntry(_Model):
 
 
 class BasisEntry(_Model):
-    """How the fixed channel bases are fitted (PHI-S, arXiv 2410.01680): stored channels, train frames, seed, mixing matrix."""
+    """How the fixed channel bases are fitted (PHI-S, arXiv 2410.01680): stored channels, train frames, seed."""
 
     channels: int
     frames: int
     seed: int
-    mixing: Literal["hadamard", "random-orthogonal"]
 
 
 class Manifest(_Model):

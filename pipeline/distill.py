@@ -109,6 +109,9 @@ class Trainer:
         objective = OBJECTIVES.get(config.objective)
         STUDENTS.get(config.student.partition(":")[0])
         taught = objective.needs.maps or objective.needs.spectra
+        self.affine = config.affine and not objective.needs.spectra
+        if self.affine != config.affine:
+            progress.say(f"no affine augmentation: {config.objective} reads stored spectra; give its control --no-affine too")
         self.teachers = choose_teachers(store, config.teachers) if taught else ()
         specs = target_specs(store, self.teachers)
         torch.manual_seed(config.seed)
@@ -132,7 +135,8 @@ class Trainer:
     @property
     def resolved(self) -> dict[str, Any]:
         """The configuration with every automatic choice replaced by what was chosen."""
-        chosen = {"teachers": list(self.teachers), "precision": self.precision, "device": str(self.device)}
+        chosen: dict[str, Any] = {"teachers": list(self.teachers), "precision": self.precision, "device": str(self.device)}
+        chosen["affine"] = self.affine
         return {**self.config.model_dump(mode="json"), **chosen, "signature": self.store.manifest.signature()}
 
     def fit(self, run: RunFolder) -> None:
@@ -159,7 +163,7 @@ class Trainer:
 
     def _train_epoch(self, advance) -> dict[str, float]:
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        batches = self.train.epoch(self.epoch, self.config.batch_size, self.config.seed, self.config.affine)
+        batches = self.train.epoch(self.epoch, self.config.batch_size, self.config.seed, self.affine)
         for step, batch in enumerate(batches):
             for name, value in self._step(batch, self.epoch * self.steps_per_epoch + step).items():
                 sums[name] += value
@@ -203,7 +207,7 @@ class Trainer:
         for name, value in figures.items():
             if name.endswith("target_variance"):
                 first = self.first_variance.setdefault(name, value)
-                if value < COLLAPSED * first:
+                if not value >= COLLAPSED * first:  # a NaN has collapsed too
                     got, wanted = f"variance {value:.2e}", f"{first:.2e} as in the first epoch"
                     raise RunError("a teacher's target has collapsed", where=name, got=got, wanted=wanted)
 

@@ -129,7 +129,6 @@ class Feed:
         masks = augment.flip_views(self._take(self.masks, rows)[:, None].float(), views, self.axes)
         source = rows if self._wrong is None else self._wrong[rows]
         maps = {key: self._take(held, source, views).float() for key, held in self.maps.items()}
-        affine = affine and not self.needs.spectra
         if affine:
             matrices = augment.draw_affine(generator, len(rows))
             frames = augment.resample(frames, matrices)

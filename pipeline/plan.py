@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, predicted_bytes
 from polyp_difom.pipeline import schema
-from polyp_difom.pipeline.basis import mixing_kind
 from polyp_difom.pipeline.data.frames import read_frame, views
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
@@ -103,7 +102,6 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
             channels=config.channels,
             frames=min(config.basis_frames, samples.split.count("train")),
             seed=config.seed,
-            mixing=mixing_kind(config.channels),
         ),
         spectra=config.spectra,
         precision=precision,

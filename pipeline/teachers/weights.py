@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -39,14 +40,26 @@ def fetch(source: str, *, teacher: str) -> Path:
             remedy=f"give --weights {teacher}=PATH or --weights {teacher}=https://...#sha256=HEX",
         )  # fmt: skip
     url, _, digest = source.partition("#sha256=")
-    if len(digest) != 64:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
         raise UsageError(
-            f"the weights URL of teacher {teacher!r} has no digest", where=url, wanted=f"{url}#sha256=<64 hex digits>"
+            f"the weights URL of teacher {teacher!r} has no digest",
+            where=url,
+            wanted=f"{url}#sha256=<64 hex digits>",
         )
     target = _target(url, digest)
     if not target.is_file():
         _download(url, digest, target, teacher)
+    elif (actual := _sha256(target)) != digest:
+        raise MissingDependencyError(
+            f"the downloaded weights of teacher {teacher!r} are damaged", where=target, got=f"sha256 {actual}",
+            wanted=f"sha256 {digest}", remedy="delete the file; it is downloaded again",
+        )  # fmt: skip
     return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def downloaded(source: str) -> Path | None:

@@ -60,7 +60,7 @@ class Toy:
             "views": ("identity", "hflip", "vflip", "rot180"),
             "scales": {"s8": 3},
             "teachers": (teacher,),
-            "basis": BasisEntry(channels=5, frames=4, seed=0, mixing="hadamard"),
+            "basis": BasisEntry(channels=5, frames=4, seed=0),
             "spectra": "full",
             "precision": "float32",
             "samples_per_shard": PER_SHARD,

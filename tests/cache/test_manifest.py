@@ -28,7 +28,7 @@ def manifest(**changes: object) -> Manifest:
         "views": ("identity",),
         "scales": {"s8": 44},
         "teachers": (teacher,),
-        "basis": BasisEntry(channels=5, frames=4, seed=0, mixing="hadamard"),
+        "basis": BasisEntry(channels=5, frames=4, seed=0),
         "spectra": "full",
         "precision": "float32",
         "samples_per_shard": 4,

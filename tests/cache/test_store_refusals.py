@@ -23,7 +23,7 @@ LEDGER = {"teacher_seconds": 2.0, "decode_seconds": 0.5, "attempts": 1.0}
 def test_another_signature_is_refused_and_the_differing_keys_named(toy: Any, store: FeatureStore) -> None:
     before = toy.files(Path(store.location.text))
     with pytest.raises(CacheError) as caught:
-        toy.create(store.location.text, precision="bfloat16", basis=BasisEntry(channels=5, frames=4, seed=7, mixing="hadamard"))
+        toy.create(store.location.text, precision="bfloat16", basis=BasisEntry(channels=5, frames=4, seed=7))
     assert "precision = float32" in str(caught.value.details["got"])
     assert "basis.seed = 7" in str(caught.value.details["wanted"])
     assert toy.files(Path(store.location.text)) == before

@@ -54,7 +54,7 @@ def make_manifest(samples: SampleTable, kind: str, n_views: int) -> Manifest:
         "dataset_digest": samples.digest(),
         "datasets": (DatasetEntry(name="toy", layout="pair", frames=len(samples), split_policy="auto"),),
         "frame_size": SIDE, "views": views(n_views), "scales": SCALES, "teachers": (teacher,),
-        "basis": BasisEntry(channels=3, frames=1, seed=0, mixing="random-orthogonal"),
+        "basis": BasisEntry(channels=3, frames=1, seed=0),
         "spectra": kind, "precision": "float32", "samples_per_shard": 4, "arrays": arrays, "software": {},
     })  # fmt: skip
 

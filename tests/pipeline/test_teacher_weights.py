@@ -124,3 +124,15 @@ def test_only_https_is_downloaded(home: Path, monkeypatch: pytest.MonkeyPatch, s
     with pytest.raises(UsageError, match="not https"):
         fetch(source_of(b"x").replace("https", scheme), teacher="t")
     assert web.visits == 0
+
+
+def test_downloaded_weights_that_were_damaged_since_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYP_DIFOM_WEIGHTS", str(tmp_path))
+    digest = hashlib.sha256(b"good").hexdigest()
+    held = tmp_path / f"{digest[:16]}-w.pth"
+    held.write_bytes(b"good")
+    source = f"https://example.org/w.pth#sha256={digest}"
+    assert fetch(source, teacher="sam:vit_b") == held
+    held.write_bytes(b"g00d")
+    with pytest.raises(MissingDependencyError, match="damaged"):
+        fetch(source, teacher="sam:vit_b")
