@@ -180,7 +180,8 @@ class Trainer:
             group["lr"] = self.config.learning_rate * one_cycle(progress)
         with autocast(self.device, self.precision):
             logits, taps = self.student.features(batch.frames)
-            losses = self.objective(logits, batch.masks, taps, batch.targets, progress)
+        taps = {name: maps.float() for name, maps in taps.items()}  # heads, FFTs and losses stay in float32
+        losses = self.objective(logits.float(), batch.masks, taps, batch.targets, progress)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), GRADIENT_NORM)

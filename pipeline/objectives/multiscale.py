@@ -64,7 +64,7 @@ class MultiScale(Objective):
         parts, distances, bands = {"segmentation": segmentation.detach()}, [], []
         for tap, key, spec in self.pairs:
             name = _name(tap, key)
-            prediction = area_resample(self.heads[name](taps[tap.name]).float(), spec.cells)
+            prediction = area_resample(self.heads[name](taps[tap.name]), spec.cells)
             target = frozen(targets.maps[key].float() / spec.std)
             distances.append(1 - cosine(prediction, target) + F.smooth_l1_loss(prediction, target))
             parts |= {f"{name}/{what}": value for what, value in agreement(prediction, target).items()}

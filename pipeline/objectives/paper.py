@@ -68,7 +68,7 @@ class Paper(Objective):
             low = low_mask(cells, cells, whole.device)
             for tap, band, target in zip(self.latents, ("low", "high"), (whole * low, whole * ~low), strict=True):
                 name = _name(tap, key)
-                prediction = area_resample(self.heads[name](taps[tap.name]).float(), cells)
+                prediction = area_resample(self.heads[name](taps[tap.name]), cells)
                 distance = energy(spectrum(prediction) - target, cells).mean() / cells**2
                 distances.append(distance)
                 seen = agreement(prediction, inverse(target, cells, cells))

@@ -79,9 +79,9 @@ class Objective(nn.Module):
         """Losses of a batch.
 
         Args:
-            logits: [b, 1, s, s].
+            logits: float32 [b, 1, s, s].
             masks: float [b, 1, s, s] of 0 and 1.
-            taps: the student's maps by tap name.
+            taps: the student's maps by tap name, float32.
             targets: the teachers' maps; they must not require a gradient.
             progress: share of the training done, 0..1.
         """
@@ -93,7 +93,6 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", "polyp_difom.pipel
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Soft Dice (one minus, smoothed by one pixel, per image) plus binary cross-entropy, both means over the batch."""
-    logits = logits.float()
     probability = logits.sigmoid().flatten(1)
     truth = masks.flatten(1)
     overlap = 2 * (probability * truth).sum(1) + 1

@@ -255,7 +255,6 @@ def test_the_student_comes_to_agree_with_its_teacher_and_less_with_the_wrong_fra
     right, wrong = (figures(run) for run in (finished_run, shuffled.path))
     for tap in ("s8/encoder8", "s8/decoder8", "s16/bottleneck"):
         name = f"dinov2-small/{tap}/cosine"
-        print(tap, right[0][name], right[-1][name], wrong[-1][name])
         assert right[0][name] < 0.3
         assert right[-1][name] > right[0][name] + 0.2
         assert right[-1][name] > wrong[-1][name] + 0.1
