@@ -54,4 +54,6 @@ def _lines(value: object, prefix: str = "") -> list[tuple[str, str]]:
         value = {str(item.get("name", number)): item for number, item in enumerate(value)}
     if isinstance(value, dict):
         return [row for key, item in value.items() for row in _lines(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [(prefix, f"{value:,}" if isinstance(value, int) else f"{value:,.3f}")]
     return [(prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]

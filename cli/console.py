@@ -87,9 +87,10 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for name, *cells in zip(columns, *rows, strict=True):
+        numeric = all(cell[:1].isdigit() or cell[:1] in "+-" for cell in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else 160
-    Console(highlight=False, markup=False, width=width).print(table)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)

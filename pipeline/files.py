@@ -27,7 +27,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunError("cannot write", where=path, got=error.strerror, remedy="free some space, or write elsewhere") from error
+        raise RunError(
+            "cannot write", where=path, got=error.strerror or error, remedy="free some space, or write elsewhere"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from polyp_difom.cache.errors import DataError, UsageError
+from polyp_difom.cache.errors import DataError, RunError, UsageError
 from polyp_difom.pipeline.metrics import (
     PROTOCOLS,
     Case,
@@ -225,7 +225,7 @@ def test_a_failed_write_leaves_the_old_table_in_place(tmp_path, monkeypatch):
     path = tmp_path / "results.csv"
     write_scores_csv(path, [row("a", 0.5)])
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         write_scores_csv(path, [row("b", 0.6)])
     assert read_scores_csv(path) == [row("a", 0.5)]
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
