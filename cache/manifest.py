@@ -95,12 +95,19 @@ class TeacherEntry(_Model):
 
 
 class DatasetEntry(_Model):
-    """A source dataset: its native layout, how many frames it gave, and how they were split."""
+    """A source dataset: its native layout, and how many frames it gave."""
 
     name: str
     layout: str
     frames: int
-    split_policy: str
+
+
+class SplitEntry(_Model):
+    """How the splits were made: a policy's name or "csv:" with the file's sha256, the seed, and validation's share of train."""
+
+    policy: str
+    seed: int
+    val_fraction: float
 
 
 class BasisEntry(_Model):
@@ -117,6 +124,7 @@ class Manifest(_Model):
     schema_version: Literal[1] = 1
     dataset_digest: str
     datasets: tuple[DatasetEntry, ...]
+    split: SplitEntry
     frame_size: int
     views: tuple[str, ...]
     scales: dict[str, int]
@@ -157,6 +165,7 @@ class SampleTable:
         ids: unique names.
         sha256: of the source image files, hex.
         mask_sha256: of the source mask files, hex.
+        pixel_sha256: of the decoded source images, hex.
         height, width: original size in pixels, int32 [n].
         split: "train", "val" or "test".
         dataset: name of the source dataset.
@@ -168,6 +177,7 @@ class SampleTable:
     ids: list[str]
     sha256: list[str]
     mask_sha256: list[str]
+    pixel_sha256: list[str]
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     split: list[str]
@@ -179,8 +189,8 @@ class SampleTable:
             raise ValueError(f"the columns of a sample table must be equally long and not empty, got lengths {sorted(lengths)}")
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("the ids of a sample table must be unique")
-        if any(len(bytes.fromhex(digest)) != 32 for digest in [*self.sha256, *self.mask_sha256]):
-            raise ValueError("sha256 and mask_sha256 must hold 64 hex digits a row")
+        if any(len(bytes.fromhex(digest)) != 32 for digest in [*self.sha256, *self.mask_sha256, *self.pixel_sha256]):
+            raise ValueError("the sha256 columns must hold 64 hex digits a row")
         if unknown := set(self.split) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown)}, wanted {SPLITS}")
 
@@ -199,6 +209,7 @@ class SampleTable:
             "id": (encode_text(self.ids), {"encoding": "utf-8, zero padded"}),
             "sha256": (_raw_digests(self.sha256), {}),
             "mask_sha256": (_raw_digests(self.mask_sha256), {}),
+            "pixel_sha256": (_raw_digests(self.pixel_sha256), {}),
             "height": (np.asarray(self.height, np.int32), {"unit": "pixel"}),
             "width": (np.asarray(self.width, np.int32), {"unit": "pixel"}),
             "split": (np.array([SPLITS.index(name) for name in self.split], np.uint8), {"names": list(SPLITS)}),
@@ -215,8 +226,7 @@ class SampleTable:
 
         return cls(
             ids=decode_text(columns["id"][0]),
-            sha256=[row.tobytes().hex() for row in columns["sha256"][0]],
-            mask_sha256=[row.tobytes().hex() for row in columns["mask_sha256"][0]],
+            **{name: [row.tobytes().hex() for row in columns[name][0]] for name in ("sha256", "mask_sha256", "pixel_sha256")},
             height=columns["height"][0],
             width=columns["width"][0],
             split=names("split"),

@@ -135,7 +135,7 @@ def read_samples(root: zarr.Group, location: Location, manifest: Manifest) -> Sa
     """
     columns = {
         name: read_small(root, f"samples/{name}", location)
-        for name in ("id", "sha256", "mask_sha256", "height", "width", "split", "dataset")
+        for name in ("id", "sha256", "mask_sha256", "pixel_sha256", "height", "width", "split", "dataset")
     }
     try:
         samples = SampleTable.from_arrays(columns)

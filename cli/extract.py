@@ -61,4 +61,5 @@ def _pair(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if not equals or not source:
         raise UsageError("weights without a teacher", where="--weights", got=text, wanted="TEACHER=PATH")
-    return name, source if "://" in source else str(Path(source).expanduser()) if Path(source).exists() else source
+    path = Path(source).expanduser()
+    return name, str(path) if path.exists() else source

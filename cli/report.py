@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from polyp_difom.cli import options
-from polyp_difom.cli.console import guarded, print_json, print_table
+from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
 
 
 @guarded
@@ -26,7 +26,7 @@ def report(
     from polyp_difom.pipeline.comparison import compare, provenance
     from polyp_difom.pipeline.report import write_report
 
-    reports = compare(runs, protocol)
+    reports = compare(runs, protocol, Terminal())
     write_report(out, reports, title="polyp-difom report", provenance=provenance(runs[0]))
     if as_json:
         gains = {r.name: {name: asdict(d) for name, d in r.differences.items()} for r in reports}

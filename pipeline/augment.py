@@ -40,14 +40,14 @@ def flip_views(tensor: Tensor, views: Tensor, axes: list[tuple[int, ...]]) -> Te
     return out
 
 
-def draw_affine(generator: torch.Generator, b: int) -> Tensor:
-    """Random maps of the unit square onto itself, float [b, 2, 3] as `affine_grid` takes them; half are the identity."""
+def draw_affine(generator: torch.Generator, b: int, share: float = AFFINE_SHARE) -> Tensor:
+    """Random maps of the unit square onto itself, float [b, 2, 3] as `affine_grid` takes them; `share` of them move."""
     angle = uniform(generator, -ROTATION, ROTATION, b) * math.pi / 180
     zoom = torch.exp(uniform(generator, -math.log(ZOOM), math.log(ZOOM), b))
     shift = uniform(generator, -2 * SHIFT, 2 * SHIFT, b, 2)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     moved = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-    still = uniform(generator, 0, 1, b) >= AFFINE_SHARE
+    still = uniform(generator, 0, 1, b) >= share
     moved[still] = torch.eye(2, 3)
     return moved
 

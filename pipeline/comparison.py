@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from polyp_difom.pipeline.data.frames import read_image, read_mask
 from polyp_difom.pipeline.evaluate import Predictor, ends_and_middle, frames_file, scores_folder
 from polyp_difom.pipeline.metrics import paired_difference, read_scores_csv, summarise
 from polyp_difom.pipeline.overlays import contact_sheet, overlay
+from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.report import GalleryItem, RunReport
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.scoring import THRESHOLD, ImageScore
@@ -22,12 +24,18 @@ from polyp_difom.pipeline.scoring import THRESHOLD, ImageScore
 PICTURES = 6
 """Frames shown for each data set: worst, middle and best of the first taught run."""
 
+RECIPE = (
+    *("student", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine"),
+    *("precision", "frame_size", "signature"),
+)
+"""What a control must share with the run that it is the control of."""
+
 Scores = dict[str, list[ImageScore]]
 """Rows by "<data set> (<split>)"."""
 
 
-def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
-    """Reports of evaluated runs; a taught one is set against the control (objective `none`) of its own student and seed.
+def compare(paths: list[Path], protocol: str = "per-image", progress: Progress | None = None) -> list[RunReport]:
+    """Reports of evaluated runs; a taught one is set against the control (objective `none`) of its own recipe.
 
     Raises:
         RunError: a run that was not evaluated under this protocol. DataError: runs that were scored on different frames.
@@ -35,13 +43,12 @@ def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
     runs = [RunFolder.open(path) for path in paths]
     predictors = [Predictor(run) for run in runs]
     scores = [_scores(run, protocol) for run in runs]
-    kinds = [(p.header["objective"], p.header["student"], p.header["seed"]) for p in predictors]
+    headers = [predictor.header for predictor in predictors]
     reports = []
     for number, (run, predictor) in enumerate(zip(runs, predictors, strict=True)):
         header = predictor.header
         is_control = header["objective"] == "none"
-        control = ("none", *kinds[number][1:])
-        rival = kinds.index(control) if control in kinds and not is_control else None
+        rival = None if is_control else _control_of(header, headers, progress or Progress())
         reports.append(
             RunReport(
                 name=run.path.name,
@@ -66,6 +73,18 @@ def compare(paths: list[Path], protocol: str = "per-image") -> list[RunReport]:
             )
         )
     return reports
+
+
+def _control_of(header: dict[str, Any], headers: list[dict[str, Any]], progress: Progress) -> int | None:
+    """Number of the control with just this recipe; says what differs where only another one is there."""
+    controls = [number for number, other in enumerate(headers) if other["objective"] == "none"]
+    differing = {number: [key for key in RECIPE if headers[number][key] != header[key]] for number in controls}
+    exact = [number for number, keys in differing.items() if not keys]
+    if not exact and differing:
+        closest = min(differing, key=lambda number: len(differing[number]))
+        told = ", ".join(f"{key} {headers[closest][key]} instead of {header[key]}" for key in differing[closest])
+        progress.say(f"no control for {header['objective']}, seed {header['seed']}: the closest has {told}")
+    return exact[0] if exact else None
 
 
 def _scores(run: RunFolder, protocol: str) -> Scores:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import RunError, UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -32,6 +34,8 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> tuple[str, str
     """(precision, reason): bfloat16 where the hardware multiplies it natively, else float32."""
     if wanted not in PRECISIONS:
         raise UsageError(f"unknown precision {wanted!r}", wanted=f"one of: {', '.join(PRECISIONS)}")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32; bfloat16 goes by its own name
     if wanted != "auto":
         return wanted, "as asked"
     if device.type == "cuda":
@@ -58,6 +62,20 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """Turns the device running out of memory into an error that a user can act on.
+
+    Raises:
+        RunError: out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        text = str(error).splitlines()[0]
+        raise RunError("out of memory", where=device, got=text, remedy="give a smaller --batch-size") from error
 
 
 def synchronise(device: torch.device) -> None:

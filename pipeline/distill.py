@@ -5,6 +5,7 @@ Every random draw is a function of (seed, epoch), so a run that was stopped and 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from polyp_difom.cache.errors import CacheError, RunError, UsageError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline.device import autocast, enough_memory, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs, Objective
 from polyp_difom.pipeline.progress import Logged, Progress
@@ -45,7 +46,7 @@ class DistillConfig(BaseModel):
     weight_decay: float = Field(1e-2, ge=0)
     distill_weight: float = Field(1.0, ge=0)
     affine: bool = True
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     device: str = "auto"
     precision: str = "auto"
     signature: str | None = None
@@ -76,7 +77,8 @@ def distill(
     trainer = Trainer(config, store, progress)
     run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
     trainer.progress = Logged(progress, run.path / "train.log")
-    trainer.fit(run)
+    with enough_memory(trainer.device):
+        trainer.fit(run)
     return run
 
 
@@ -112,16 +114,15 @@ class Trainer:
         self.affine = config.affine and not objective.needs.spectra
         if self.affine != config.affine:
             progress.say(f"no affine augmentation: {config.objective} reads stored spectra; give its control --no-affine too")
-        self.teachers = choose_teachers(store, config.teachers) if taught else ()
+        chosen = choose_teachers(store, config.teachers)
+        self.teachers = chosen if taught else ()
         specs = target_specs(store, self.teachers)
         torch.manual_seed(config.seed)
         self.student: Student = build_student(config.student, objective.needs.latents)
         self.objective: Objective = objective(self.student.taps, specs, config.distill_weight)
         for module in (self.student, self.objective):
             module.to(self.device).to(memory_format=torch.channels_last)
-        strides = {tap.stride for tap in self.student.taps}
-        keys = [key for key, spec in specs.items() if spec.stride in strides]
-        self.train = Feed(store, "train", keys, objective.needs, self.device, config.seed, progress)
+        self.train = Feed(store, "train", self.objective.keys, objective.needs, self.device, config.seed, progress)
         self.val = Feed(store, "val", [], Needs(), self.device, config.seed, progress)
         self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
         parameters = [*self.student.parameters(), *self.objective.parameters()]
@@ -137,7 +138,8 @@ class Trainer:
         """The configuration with every automatic choice replaced by what was chosen."""
         chosen: dict[str, Any] = {"teachers": list(self.teachers), "precision": self.precision, "device": str(self.device)}
         chosen["affine"] = self.affine
-        return {**self.config.model_dump(mode="json"), **chosen, "signature": self.store.manifest.signature()}
+        chosen["signature"] = self.store.manifest.signature()
+        return {**self.config.model_dump(mode="json"), **chosen}
 
     def fit(self, run: RunFolder) -> None:
         """All epochs that are left; after each, the run folder can be resumed from."""
@@ -150,7 +152,7 @@ class Trainer:
                 seconds = time.perf_counter() - began
                 dice = self.validate()
                 self.epoch += 1
-                self._check_variances(figures)
+                self._check(figures)
                 run.log({"epoch": self.epoch, "val_dice": dice, "seconds": seconds, **figures})
                 if dice > self.best:
                     self.best = dice
@@ -199,23 +201,28 @@ class Trainer:
             scores.append(dice(logits > 0, batch.masks > 0.5))
         return float(torch.cat(scores).mean())
 
-    def _check_variances(self, figures: dict[str, float]) -> None:
-        """A teacher's target must keep its variance: a collapse would look like a perfect loss.
+    def _check(self, figures: dict[str, float]) -> None:
+        """An epoch's figures must be finite, and teachers' targets keep their variance: a collapse looks like a perfect loss.
 
         Raises:
-            RunError: a target's variance fell to less than 1 % of the first epoch's.
+            RunError: a figure is not finite, or a target's variance fell to less than 1 % of the first epoch's.
         """
         for name, value in figures.items():
+            if not math.isfinite(value):
+                remedy = "give a smaller --learning-rate, or --precision float32"
+                raise RunError("the training has diverged", where=f"{name}, epoch {self.epoch}", got=value, remedy=remedy)
             if name.endswith("target_variance"):
                 first = self.first_variance.setdefault(name, value)
-                if not value >= COLLAPSED * first:  # a NaN has collapsed too
+                if value < COLLAPSED * first:
                     got, wanted = f"variance {value:.2e}", f"{first:.2e} as in the first epoch"
                     raise RunError("a teacher's target has collapsed", where=name, got=got, wanted=wanted)
 
     # Checkpoints
 
     def _write(self, path: Path) -> None:
-        header = {**self.resolved, "frame_size": self.store.manifest.frame_size, "epoch": self.epoch, "val_dice": self.best}
+        manifest = self.store.manifest
+        header = {**self.resolved, "frame_size": manifest.frame_size, "split": manifest.split.model_dump()}
+        header |= {"epoch": self.epoch, "val_dice": self.best}
         write_checkpoint(path, self.student.state_dict(), header)
 
     def save(self, run: RunFolder) -> None:
@@ -249,7 +256,8 @@ class Trainer:
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, value in parts["optimizer"].items():
             number, _, what = name.partition(".")
-            state[int(number)][what] = value
+            is_map = value.ndim == 4  # AdamW fuses its kernels only where moments lie like their parameters
+            state[int(number)][what] = value.contiguous(memory_format=torch.channels_last) if is_map else value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(state)})
         self.epoch, self.best, self.first_variance = header["epoch"], header["best"], header["first_variance"]
         run.truncate_history(self.epoch)
@@ -263,7 +271,7 @@ def one_cycle(progress: float) -> float:
 
 
 def _cosine_step(t: float) -> float:
-    return (1 - torch.cos(torch.tensor(t * torch.pi)).item()) / 2
+    return (1 - math.cos(t * math.pi)) / 2
 
 
 def dice(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Shapes: h w original size, s frame side.
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from polyp_difom.pipeline.data.frames import read_frame, read_image, read_mask
+from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Source, gather
 from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
-from polyp_difom.pipeline.files import write_csv
+from polyp_difom.pipeline.files import write_bytes, write_csv
 from polyp_difom.pipeline.metrics import Summary, summarise, write_scores_csv
 from polyp_difom.pipeline.overlays import overlay
 from polyp_difom.pipeline.progress import Progress
@@ -100,8 +102,8 @@ def evaluate(
     sources: tuple[Source, ...],
     *,
     split: str = "test",
-    split_by: str = "auto",
-    seed: int = 0,
+    split_by: str | None = None,
+    seed: int | None = None,
     protocol: str = "per-image",
     overlays: int = 6,
     device: str = "auto",
@@ -114,6 +116,7 @@ def evaluate(
 
     Args:
         split: "train", "val", "test" or "all".
+        split_by, seed: how splits are made; None takes what the run's store was made with.
         overlays: pictures a data set.
 
     Raises:
@@ -124,7 +127,12 @@ def evaluate(
     run = RunFolder.open(path)
     predictor = Predictor(run, device)
     splits = {"train", "val", "test"} if split == "all" else {split}
-    found = gather(sources, splits, split_by=split_by, seed=seed)
+    found = gather(sources, splits, **_splitting(predictor.header["split"], split_by, seed))
+    if split != "all" and (foreign := sorted(found.invented - run.datasets())):
+        raise UsageError(
+            f"data set {foreign[0]!r} has no {split} split of its own, and the run did not learn from it",
+            got=found.policy, wanted="all of its frames", remedy="give --split all, or --split-by FILE.csv",
+        )  # fmt: skip
     progress.say(f"splits: {found.policy}")
     with progress.task("scoring", len(found.pairs)) as advance:
 
@@ -145,6 +153,19 @@ def evaluate(
     _write_results(path / "results.csv", split, summaries)
     _write_frames(frames_file(run), found.pairs)
     return Evaluation(path, split, summaries, scores, _seen(run, found.pairs), found.policy, pictures)
+
+
+def _splitting(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
+    """Arguments of `gather`: as typed, else as the run's store was split."""
+    if split_by is None and str(made["policy"]).startswith("csv:"):
+        raise UsageError(
+            "the run's store was split by a file", got=made["policy"], remedy="give that file again: --split-by FILE.csv"
+        )
+    return {
+        "split_by": made["policy"] if split_by is None else split_by,
+        "seed": made["seed"] if seed is None else seed,
+        "val_fraction": made["val_fraction"],
+    }
 
 
 def scores_folder(run: RunFolder, protocol: str) -> Path:
@@ -178,13 +199,10 @@ def _squared_case(predictor: Predictor, pair: Pair) -> Case:
 
 
 def _seen(run: RunFolder, pairs: list[Pair]) -> dict[str, int]:
-    """Scored frames whose files the run was trained or selected on, counted by split."""
+    """Scored pictures that the run was trained or selected on, in whatever file format, counted by split."""
     known = run.seen()
-    counts: dict[str, int] = {}
-    for pair in pairs:
-        if (split := known.get(hashlib.sha256(pair.image.read_bytes()).hexdigest())) is not None:
-            counts[split] = counts.get(split, 0) + 1
-    return counts
+    digests = (pixel_digest(read_image(pair.image)) for pair in pairs)
+    return dict(Counter(known[digest] for digest in digests if digest in known))
 
 
 def ends_and_middle(scores: list[ImageScore], count: int) -> list[ImageScore]:
@@ -205,9 +223,10 @@ def _draw(predictor: Predictor, pairs: list[Pair], scores: list[ImageScore], cou
     written = []
     for rank, score in enumerate(ends_and_middle(scores, count)):
         pair = by_id[score.id]
-        folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{rank:02d}-dice{score.dice:.3f}-{pair.stem}.jpg"
-        Image.fromarray(draw_overlay(predictor, pair, score)).save(target, quality=90)
+        encoded = io.BytesIO()
+        Image.fromarray(draw_overlay(predictor, pair, score)).save(encoded, "jpeg", quality=90)
+        write_bytes(target, encoded.getvalue())
         written.append(target)
     return written
 

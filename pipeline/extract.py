@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +20,15 @@ from torch import Tensor
 
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, spectra
+from polyp_difom.pipeline.augment import draw_affine, resample
 from polyp_difom.pipeline.basis import Basis, Moments, fit_basis
 from polyp_difom.pipeline.data.frames import Frame, flip_axes, read_frame
 from polyp_difom.pipeline.data.splitting import ranked
-from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision, synchronise
+from polyp_difom.pipeline.device import autocast, enough_memory, keep_freed_memory, pick_device, pick_precision, synchronise
 from polyp_difom.pipeline.plan import READERS, ExtractConfig, Plan, check_options, check_space, gather_frames, make_plan
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.resample import area_resample
-from polyp_difom.pipeline.teachers.protocol import Teacher, load_teacher
+from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, load_teacher
 
 EQUIVARIANCE_FRAMES = 16
 
@@ -40,6 +42,10 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
         MissingDependencyError, UsageError: a teacher that cannot be loaded, an option that cannot be used.
     """
     progress = progress or Progress()
+    config = config.model_copy(update={
+        "teachers": tuple(full_name(name) for name in config.teachers),
+        "weights": {full_name(name): source for name, source in config.weights.items()},
+    })  # fmt: skip
     check_options(config)
     keep_freed_memory()
     device = pick_device(config.device)
@@ -51,7 +57,7 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
     plan = make_plan(config, found, teachers, precision, progress)
     check_space(plan, config.cache, progress)
     store = FeatureStore.create(config.cache, plan.manifest, plan.samples)
-    with store.writing():
+    with store.writing(), enough_memory(device):
         if store.is_complete:
             progress.say(f"{config.cache} is complete already, nothing to do")
             return store
@@ -88,7 +94,7 @@ class Runner:
 
 def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, progress: Progress) -> Basis:
     """The stored basis, or a new one: fitted on a seeded choice of train frames at the finest stored scale."""
-    entry = schema.teacher_entry(teacher, store.manifest.basis.channels)
+    entry = next(entry for entry in store.manifest.teachers if entry.name == teacher.spec.name)
     prefix = schema.basis_group(entry.name)
     if (stored := store.read_constants(prefix)) is not None:
         return schema.basis_from(*stored)
@@ -97,7 +103,7 @@ def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, 
     row = {samples.ids[index]: index for index in train}
     chosen = [row[name] for name in ranked(row, seed)[: store.manifest.basis.frames]]
     moments = {scale: Moments() for scale in runner.scales}
-    cosines: list[Tensor] = []
+    witnesses: list[Tensor] = []
     began = time.perf_counter()
     with ThreadPoolExecutor(READERS) as pool, progress.task(f"fitting {entry.name}'s basis", len(chosen)) as advance:
         for start in range(0, len(chosen), runner.batch_size):
@@ -106,8 +112,7 @@ def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, 
             maps = runner.embed(teacher, frames)
             for scale, cells in runner.scales.items():
                 moments[scale].add(area_resample(maps, cells))
-            if start < EQUIVARIANCE_FRAMES:
-                cosines.append(_equivariance(runner, teacher, frames, maps))
+            witnesses += [frame.cpu() for frame in frames[: EQUIVARIANCE_FRAMES - len(witnesses)]]
             advance(len(images))
     basis = fit_basis(next(iter(moments.values())), entry.channels, seed)
     variances = {scale: basis.variance(moments[scale]) for scale in runner.scales}
@@ -117,18 +122,31 @@ def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, 
         f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {kept:.1%} of the variance; "
         f"about {minutes:.1f} minutes to go"
     )
-    equivariance = torch.cat(cosines).mean(0).cpu().numpy()
-    store.write_constants(prefix, *schema.basis_record(basis, variances))
-    views = {"views": list(store.manifest.views)}
-    store.write_constants(schema.equivariance_group(entry.name), {"cosine": equivariance}, views)
+    store.write_constants(schema.equivariance_group(entry.name), *_equivariance(runner, teacher, witnesses, seed))
+    store.write_constants(prefix, *schema.basis_record(basis, variances))  # last: it marks both as done
     return basis
 
 
-def _equivariance(runner: Runner, teacher: Teacher, frames: Tensor, maps: Tensor) -> Tensor:
-    """Cosine [b, v] of flipped maps against the teacher's maps of flipped frames: why views are stored."""
-    live = [runner.embed(teacher, frames.flip(axes)) for axes in runner.views]
-    pairs = [(maps.flip(axes).flatten(1), view.flatten(1)) for axes, view in zip(runner.views, live, strict=True)]
-    return torch.stack([torch.cosine_similarity(a, b) for a, b in pairs], 1)
+def _equivariance(
+    runner: Runner, teacher: Teacher, witnesses: list[Tensor], seed: int
+) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """How far moving a map is from the teacher's map of the moved frame, as mean cosines over a few train frames.
+
+    `cosine` [v] of each flip is why views are stored; `affine_cosine` is the error of augmentation by resampled maps.
+    """
+    matrices = draw_affine(torch.Generator().manual_seed(seed), len(witnesses), share=1.0)
+    flips, affine = [], []
+    for frame, matrix in zip(witnesses, matrices.split(1), strict=True):
+        frames = frame[None].to(runner.device)
+        maps = runner.embed(teacher, frames)
+        flips.append([_alike(maps.flip(axes), runner.embed(teacher, frames.flip(axes))) for axes in runner.views])
+        affine.append(_alike(resample(maps, matrix), runner.embed(teacher, resample(frames, matrix))))
+    arrays = {"cosine": np.array(flips).mean(0), "affine_cosine": np.array(affine).mean(keepdims=True)}
+    return arrays, {"views": list(runner.plan.manifest.views), "frames": len(witnesses)}
+
+
+def _alike(a: Tensor, b: Tensor) -> float:
+    return torch.cosine_similarity(a.flatten(1), b.flatten(1)).item()
 
 
 def _fill(store: FeatureStore, runner: Runner, bases: dict[str, Basis], progress: Progress) -> None:

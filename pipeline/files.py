@@ -39,6 +39,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add to a log.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise RunError("cannot write", where=path, got=error.strerror or error, remedy="free some space") from error
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A table with a header line; floats keep every digit."""
     table = io.StringIO()

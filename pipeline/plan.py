@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from polyp_difom.cache.errors import CacheError, UsageError
-from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, predicted_bytes
+from polyp_difom.cache.errors import CacheError, DataError, UsageError
+from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, predicted_bytes
 from polyp_difom.pipeline import schema
-from polyp_difom.pipeline.data.frames import read_frame, views
+from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, views
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
+from polyp_difom.pipeline.data.splitting import POLICIES
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
@@ -87,13 +89,14 @@ def gather_frames(config: ExtractConfig) -> Gathered:
 def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], precision: str, progress: Progress) -> Plan:
     """Decode every frame once (a bad file must stop the run before anything is written), then fix the manifest."""
     samples = _read_samples(found.pairs, config.size, progress)
+    _refuse_leaks(samples, [pair for pair in found.others if pair.split == "test"], progress)
     counts = Counter(samples.dataset)
     manifest = Manifest(
         dataset_digest=samples.digest(),
         datasets=tuple(
-            DatasetEntry(name=name, layout=found.layouts[name], frames=frames, split_policy=config.split_by)
-            for name, frames in sorted(counts.items())
+            DatasetEntry(name=name, layout=found.layouts[name], frames=frames) for name, frames in sorted(counts.items())
         ),
+        split=SplitEntry(policy=_policy(config.split_by), seed=config.seed, val_fraction=config.val_fraction),
         frame_size=config.size,
         views=views(config.views),
         scales=schema.scale_cells(config.size, config.scales),
@@ -110,6 +113,30 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
         software={name: version(name) for name in ("polyp-difom", "torch", "zarr", "numpy", "pillow")},
     )
     return Plan(found.pairs, samples, manifest)
+
+
+def _policy(split_by: str) -> str:
+    """A policy's name as the manifest keeps it; a CSV counts by its content, not by its path."""
+    return split_by if split_by in POLICIES else f"csv:{hashlib.sha256(Path(split_by).read_bytes()).hexdigest()}"
+
+
+def _refuse_leaks(samples: SampleTable, test: list[Pair], progress: Progress) -> None:
+    """Raises DataError where one picture, pixel for pixel, lies in two of train, val and test."""
+    home: dict[str, tuple[str, str]] = {}
+    for name, split, digest in zip(samples.ids, samples.split, samples.pixel_sha256, strict=True):
+        _refuse_leak(home.setdefault(digest, (name, split)), (name, split))
+    with ThreadPoolExecutor(READERS) as pool, progress.task("checking test frames for leaks", len(test)) as advance:
+        for pair, digest in zip(test, pool.map(lambda pair: pixel_digest(read_image(pair.image)), test), strict=True):
+            _refuse_leak(home.get(digest, (pair.id, "test")), (pair.id, "test"))
+            advance(1)
+
+
+def _refuse_leak(first: tuple[str, str], second: tuple[str, str]) -> None:
+    if first[1] != second[1]:
+        raise DataError(
+            "the same picture lies in two splits", where=f"{first[0]} and {second[0]}", got=f"{first[1]} and {second[1]}",
+            wanted="one split", remedy="leave one of them out, or put both into one split with --split-by FILE.csv",
+        )  # fmt: skip
 
 
 def check_space(plan: Plan, cache: str, progress: Progress) -> None:
@@ -139,6 +166,7 @@ def _read_samples(pairs: list[Pair], size: int, progress: Progress) -> SampleTab
         ids=[pair.id for pair in pairs],
         sha256=[facts[0] for facts in rows],
         mask_sha256=[facts[1] for facts in rows],
+        pixel_sha256=[facts[4] for facts in rows],
         height=np.array([facts[2] for facts in rows], np.int32),
         width=np.array([facts[3] for facts in rows], np.int32),
         split=[str(pair.split) for pair in pairs],
@@ -146,10 +174,10 @@ def _read_samples(pairs: list[Pair], size: int, progress: Progress) -> SampleTab
     )
 
 
-def _in_order(pool: ThreadPoolExecutor, pairs: list[Pair], size: int) -> Iterator[tuple[str, str, int, int]]:
-    def facts(pair: Pair) -> tuple[str, str, int, int]:
+def _in_order(pool: ThreadPoolExecutor, pairs: list[Pair], size: int) -> Iterator[tuple[str, str, int, int, str]]:
+    def facts(pair: Pair) -> tuple[str, str, int, int, str]:
         frame = read_frame(pair, size)
-        return frame.sha256, frame.mask_sha256, frame.height, frame.width
+        return frame.sha256, frame.mask_sha256, frame.height, frame.width, frame.pixel_sha256
 
     try:
         yield from pool.map(facts, pairs)

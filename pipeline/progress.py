@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
+from polyp_difom.pipeline.files import append_text
+
 Advance = Callable[[int], None]
 
 
@@ -30,8 +32,7 @@ class Logged(Progress):
     def say(self, text: str) -> None:
         """See `Progress.say`."""
         self._inner.say(text)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+        append_text(self._path, f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
 
     def task(self, label: str, total: int) -> AbstractContextManager[Advance]:
         """See `Progress.task`."""

@@ -23,8 +23,22 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import RunError
 from polyp_difom.cache.manifest import SampleTable
-from polyp_difom.pipeline.files import write_bytes, write_csv, write_text
+from polyp_difom.pipeline.files import append_text, write_bytes, write_csv, write_text
 
+CONTENTS = frozenset(
+    [
+        "config.yaml",
+        "env.json",
+        "samples.csv",
+        "metrics.jsonl",
+        "train.log",
+        "checkpoints",
+        "results.csv",
+        "evaluation",
+        "overlays",
+    ]
+)
+"""What a run folder may hold; `--overwrite` deletes nothing else."""
 RESUME_STATE = "resume.safetensors"
 
 
@@ -68,8 +82,12 @@ class RunFolder:
                 "the run folder exists already", where=self.path,
                 remedy="give another -o, or --resume to go on, or --overwrite to start afresh",
             )  # fmt: skip
-        if not (self.path / "config.yaml").is_file():
-            raise RunError("will not overwrite a folder that is not a run", where=self.path, wanted="a config.yaml in it")
+        held = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
+        if strangers := sorted(held - CONTENTS):
+            raise RunError(
+                "will not overwrite what no run wrote", where=self.path, got=strangers[0],
+                wanted=f"nothing but {', '.join(sorted(CONTENTS))}", remedy="give another -o",
+            )  # fmt: skip
         return True
 
     @classmethod
@@ -90,23 +108,37 @@ class RunFolder:
         """Write the resolved configuration, the environment and the frames that the run learns from."""
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         write_text(self.path / "env.json", json.dumps(environment(), indent=2))
-        rows = zip(samples.ids, samples.sha256, samples.split, strict=True)
-        columns = ("id", "sha256", "split")
+        rows = zip(samples.ids, samples.pixel_sha256, samples.split, strict=True)
+        columns = ("id", "pixel_sha256", "split")
         write_csv(self.path / "samples.csv", columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        return yaml.safe_load((self.path / "config.yaml").read_text())
+        path = self.path / "config.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text()))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise RunError("the run's configuration cannot be read", where=path, got=str(error).splitlines()[0]) from error
 
     def seen(self) -> dict[str, str]:
-        """sha256 of every frame that the run learned from or was selected on, with its split."""
-        with (self.path / "samples.csv").open(newline="") as file:
-            return {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+        """Pixel digest of every frame that the run learned from or was selected on, with its split."""
+        return {row["pixel_sha256"]: row["split"] for row in self._samples()}
+
+    def datasets(self) -> set[str]:
+        """Data sets that the run learned from."""
+        return {row["id"].partition("/")[0] for row in self._samples()}
+
+    def _samples(self) -> list[dict[str, str]]:
+        path = self.path / "samples.csv"
+        try:
+            with path.open(newline="") as file:
+                return list(csv.DictReader(file))
+        except OSError as error:
+            raise RunError("the run's list of frames cannot be read", where=path, got=error.strerror) from error
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_text(self.metrics, json.dumps(record, allow_nan=False) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """All epochs' figures."""

@@ -5,7 +5,6 @@ Shapes: n frames.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from polyp_difom.cache.errors import DataError
-from polyp_difom.pipeline.data.frames import binarize, read_image, read_mask_values
+from polyp_difom.pipeline.data.frames import binarize, pixel_digest, read_image, read_mask_values
 from polyp_difom.pipeline.data.layouts import detect_layout, find_pairs
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.splitting import SPLITS, assign_splits
@@ -154,8 +153,7 @@ class _Findings:
 
     def _note_image(self, pair: Pair, image: NDArray[np.uint8]) -> None:
         self.sizes.append((image.shape[0], image.shape[1]))
-        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-        self.by_pixels[digest].append(pair.id)
+        self.by_pixels[pixel_digest(image)].append(pair.id)
         grey = Image.fromarray(image).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
         self.thumbnails[pair.id] = np.asarray(grey, dtype=np.float32).ravel()
 

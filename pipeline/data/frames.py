@@ -48,6 +48,7 @@ class Frame:
         width: likewise.
         sha256: hex digest of the image file's bytes.
         mask_sha256: likewise of the mask file's.
+        pixel_sha256: likewise of the decoded pixels: the same picture in another file format has the same.
     """
 
     image: NDArray[np.uint8]
@@ -56,6 +57,7 @@ class Frame:
     width: int
     sha256: str
     mask_sha256: str
+    pixel_sha256: str
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -65,6 +67,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DataError: missing, truncated, undecodable, animated or too large.
     """
     return np.array(_rgb(_decode(_read_bytes(path), path), path))
+
+
+def pixel_digest(image: NDArray[np.uint8]) -> str:
+    """sha256 (hex) of a decoded picture [H, W, 3] and its shape."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def read_mask_values(path: Path) -> NDArray[np.uint8]:
@@ -138,6 +145,7 @@ def read_frame(pair: Pair, size: int) -> Frame:
         width=width,
         sha256=hashlib.sha256(data).hexdigest(),
         mask_sha256=hashlib.sha256(_read_bytes(pair.mask)).hexdigest(),
+        pixel_sha256=pixel_digest(np.asarray(image)),
     )
 
 

@@ -77,7 +77,7 @@ def detect_layout(root: Path | str) -> str:
             where=root,
             got=", ".join(names),
             wanted="exactly one",
-            remedy="choose with " + " or ".join(f"--layout {name}" for name in names),
+            remedy=f"name it: --data {names[0]}={root} (or --layout {names[0]} for data check)",
         )
     known = "".join(f"\n    {name}: {LAYOUTS.get(name).looks_like}" for name in LAYOUTS.names())
     raise DataError(
@@ -85,7 +85,7 @@ def detect_layout(root: Path | str) -> str:
         where=root,
         got=first_names(path.name for path in visible(root)),
         wanted=f"one of:{known}",
-        remedy="point at the folder that holds the images and masks folders, or choose with --layout NAME",
+        remedy="point at the folder that holds the images and masks folders, or name the layout: --data NAME=FOLDER",
     )
 
 
@@ -141,7 +141,9 @@ class Folder(Layout):
         return bool(_named(root, IMAGE_FOLDERS) and _named(root, MASK_FOLDERS))
 
     def pairs(self, root: Path) -> list[Pair]:
-        return _pair_folder(root, root.name.lower())
+        # one set of PraNet's release: it tests, whatever its own name
+        split = "test" if root.parent.name == "TestDataset" else None
+        return _pair_folder(root, root.name.lower(), split)
 
 
 class KvasirSeg(Layout):

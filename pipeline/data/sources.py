@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyp_difom.pipeline.data.layouts import LAYOUTS, detect_layout, find_pairs
 from polyp_difom.pipeline.data.pairing import Pair
-from polyp_difom.pipeline.data.splitting import assign_splits, merge, select
+from polyp_difom.pipeline.data.splitting import POLICIES, assign_splits, has_own_split, merge, select
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,15 @@ class Gathered:
         pairs: with splits, ids unique.
         layouts: layout of each data set, by data set name.
         policy: one sentence on how the splits were made, and why.
+        others: the frames of the sources that lie in other splits.
+        invented: data sets that bring no split along, so that a seeded one was drawn.
     """
 
     pairs: list[Pair]
     layouts: dict[str, str]
     policy: str
+    others: list[Pair]
+    invented: frozenset[str]
 
 
 def parse_source(text: str) -> Source:
@@ -67,5 +71,14 @@ def gather(
         pairs = find_pairs(source.root, layout)
         layouts |= dict.fromkeys((pair.dataset for pair in pairs), layout)
         groups.append(pairs)
-    pairs, policy = assign_splits(merge(groups), policy=split_by, val_fraction=val_fraction, seed=seed)
-    return Gathered(select(pairs, splits, limit), layouts, policy)
+    merged = merge(groups)
+    by_dataset = {name: [pair for pair in merged if pair.dataset == name] for name in layouts}
+    seeded = {name for name, group in by_dataset.items() if split_by == "seeded" or not has_own_split(group)}
+    pairs, policy = assign_splits(merged, policy=split_by, val_fraction=val_fraction, seed=seed)
+    return Gathered(
+        pairs=select(pairs, splits, limit),
+        layouts=layouts,
+        policy=policy,
+        others=[pair for pair in pairs if pair.split not in splits],
+        invented=frozenset(seeded) if split_by in POLICIES else frozenset(),
+    )

@@ -135,6 +135,12 @@ def _by_policy(group: list[Pair], policy: str, test_fraction: float, seed: int) 
     return {pair.id: listed[pair.stem] for pair in group}, f"PraNet's split {why}"
 
 
+def has_own_split(group: Sequence[Pair]) -> bool:
+    """Whether a data set brings its split along: fixed by its layout, or published for just these stems."""
+    listed = _pranet_lists(group[0].dataset) if group[0].dataset in LISTED else {}
+    return all(pair.split is not None or pair.stem in listed for pair in group)
+
+
 def _seeded(group: list[Pair], test_fraction: float, seed: int) -> dict[str, str]:
     """Train or test for every id of one data set, by hash rank."""
     ids = [pair.id for pair in group]

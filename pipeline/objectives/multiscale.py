@@ -24,9 +24,9 @@ from polyp_difom.pipeline.objectives.protocol import (
     cosine,
     frozen,
     head,
+    head_name,
     segmentation_loss,
 )
-from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.spectra import split_bands
 from polyp_difom.pipeline.students.protocol import Tap
 
@@ -56,15 +56,16 @@ class MultiScale(Objective):
                 wanted=f"one of the strides {sorted({tap.stride for tap in taps})}",
                 remedy="extract a store with --scales s8,s16,s32",
             )
-        self.heads = nn.ModuleDict({_name(tap, key): head(tap, spec.channels) for tap, key, spec in self.pairs})
+        self.keys = list(dict.fromkeys(key for _, key, _ in self.pairs))
+        self.heads = nn.ModuleDict({head_name(tap, key): head(tap, spec.channels) for tap, key, spec in self.pairs})
 
     def forward(self, logits: Tensor, masks: Tensor, taps: Mapping[str, Tensor], targets: Targets, progress: float) -> Losses:
         """See `Objective.forward`."""
         segmentation = segmentation_loss(logits, masks)
         parts, distances, bands = {"segmentation": segmentation.detach()}, [], []
         for tap, key, spec in self.pairs:
-            name = _name(tap, key)
-            prediction = area_resample(self.heads[name](taps[tap.name]), spec.cells)
+            name = head_name(tap, key)
+            prediction = self.heads[name](taps[tap.name])
             target = frozen(targets.maps[key].float() / spec.std)
             distances.append(1 - cosine(prediction, target) + F.smooth_l1_loss(prediction, target))
             parts |= {f"{name}/{what}": value for what, value in agreement(prediction, target).items()}
@@ -84,9 +85,3 @@ class Shuffled(MultiScale):
     """`multiscale` towards another train frame's maps, the same wrong one every epoch."""
 
     needs = Needs(maps=True, shuffled=True)
-
-
-def _name(tap: Tap, key: Key) -> str:
-    """Key of a head and prefix of its figures: "litemedsam/s16/bottleneck" (dots and colons are no good in names)."""
-    teacher, scale = key
-    return f"{teacher.replace(':', '-').replace('.', '_')}/{scale}/{tap.name}"

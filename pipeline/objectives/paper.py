@@ -24,9 +24,9 @@ from polyp_difom.pipeline.objectives.protocol import (
     agreement,
     frozen,
     head,
+    head_name,
     segmentation_loss,
 )
-from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.spectra import energy, inverse, low_mask, spectrum
 from polyp_difom.pipeline.students.protocol import Tap
 
@@ -50,8 +50,9 @@ class Paper(Objective):
                 "the store has no maps at the bottleneck's stride", got=", ".join(sorted({scale for _, scale in targets})),
                 wanted=wanted, remedy=f"extract a store with --scales {wanted}",
             )  # fmt: skip
+        self.keys = [key for key, _ in self.pairs]
         self.heads = nn.ModuleDict(
-            {_name(tap, key): head(tap, spec.channels) for tap in self.latents for key, spec in self.pairs}
+            {head_name(tap, key): head(tap, spec.channels) for tap in self.latents for key, spec in self.pairs}
         )
 
     def freezes_encoder(self, progress: float) -> bool:
@@ -67,8 +68,8 @@ class Paper(Objective):
             whole = frozen(targets.spectra[key]) / spec.std
             low = low_mask(cells, cells, whole.device)
             for tap, band, target in zip(self.latents, ("low", "high"), (whole * low, whole * ~low), strict=True):
-                name = _name(tap, key)
-                prediction = area_resample(self.heads[name](taps[tap.name]), cells)
+                name = head_name(tap, key)
+                prediction = self.heads[name](taps[tap.name])
                 distance = energy(spectrum(prediction) - target, cells).mean() / cells**2
                 distances.append(distance)
                 seen = agreement(prediction, inverse(target, cells, cells))
@@ -78,8 +79,3 @@ class Paper(Objective):
         if progress < PHASES[0]:
             return Losses(segmentation, parts)
         return Losses(SEGMENTATION * segmentation + self.weight * LATENT * distillation, parts)
-
-
-def _name(tap: Tap, key: Key) -> str:
-    teacher, scale = key
-    return f"{teacher.replace(':', '-').replace('.', '_')}/{scale}/{tap.name}"

@@ -63,6 +63,9 @@ class Objective(nn.Module):
         taps: of the student.
         targets: what the store offers, by (teacher, scale); empty for objectives that need none.
         weight: of the distillation terms against the segmentation loss.
+
+    Attributes:
+        keys: the targets that `forward` reads; a subclass names them.
     """
 
     needs = Needs()
@@ -70,6 +73,7 @@ class Objective(nn.Module):
     def __init__(self, taps: tuple[Tap, ...], targets: Mapping[Key, TargetSpec], weight: float = 1.0):
         super().__init__()
         self.weight = weight
+        self.keys: list[Key] = []
 
     def freezes_encoder(self, progress: float) -> bool:
         """Whether the student's encoder rests at this share of the training, 0..1."""
@@ -122,6 +126,12 @@ def cosine(prediction: Tensor, target: Tensor) -> Tensor:
 def head(tap: Tap, channels: int) -> nn.Conv2d:
     """A 1x1 convolution from a tap to a teacher's stored channels."""
     return nn.Conv2d(tap.channels, channels, 1)
+
+
+def head_name(tap: Tap, key: Key) -> str:
+    """Name of a head and prefix of its figures: "litemedsam/s16/bottleneck" (no dots or colons, which modules refuse)."""
+    teacher, scale = key
+    return f"{teacher.replace(':', '-').replace('.', '_')}/{scale}/{tap.name}"
 
 
 def agreement(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
-from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.protocol import DEFAULTS, OWN_WEIGHTS, TEACHERS, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import first_line
 
+DEFAULTS["dinov2"] = "base"
 SIZES = ("small", "base", "large", "giant")
 WANTED = "a local folder with config.json and model.safetensors, or a reachable hub id"
 
@@ -26,8 +27,7 @@ class Dinov2Teacher(Teacher):
 @TEACHERS.register("dinov2")
 def load_dinov2(variant: str | None, weights: str | None) -> Teacher:
     """`dinov2:small|base|large|giant`; `weights` may be a folder made by save_pretrained, or another hub id."""
-    variant = variant or "base"
-    if variant not in SIZES:
+    if variant is None or variant not in SIZES:
         raise UsageError(f"unknown DINOv2 size {variant!r}", wanted=f"one of: {', '.join(f'dinov2:{s}' for s in SIZES)}")
     name, source = f"dinov2:{variant}", weights or f"facebook/dinov2-{variant}"
     try:
@@ -48,6 +48,6 @@ def load_dinov2(variant: str | None, weights: str | None) -> Teacher:
             wanted=WANTED, remedy=f"give --weights {name}=FOLDER",
         )  # fmt: skip
     side = config.image_size - config.image_size % config.patch_size
-    data = "LVD-142M, curated web images: polyp sets not expected"
+    data = OWN_WEIGHTS if weights else "LVD-142M, curated web images: polyp sets not expected"
     spec = TeacherSpec(name, side, "imagenet", config.patch_size, config.hidden_size, "Apache-2.0", data)
     return Dinov2Teacher(spec, encoder.float())

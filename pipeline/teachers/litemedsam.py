@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
-from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.protocol import OWN_WEIGHTS, TEACHERS, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
 DATA = "a large medical mixture, list unknown: polyp sets may be in it"
@@ -29,4 +29,6 @@ def load_litemedsam(variant: str | None, weights: str | None) -> Teacher:
     path = fetch(weights, teacher="litemedsam") if weights else Path(get_asset_path())
     model = build_lite_medsam()
     load_into(model, load_state(path, teacher="litemedsam"), path, teacher="litemedsam")
-    return Teacher(TeacherSpec("litemedsam", 256, "minmax", 4, 256, "Apache-2.0", DATA), model.image_encoder)
+    return Teacher(
+        TeacherSpec("litemedsam", 256, "minmax", 4, 256, "Apache-2.0", OWN_WEIGHTS if weights else DATA), model.image_encoder
+    )

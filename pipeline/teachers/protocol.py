@@ -85,8 +85,23 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+OWN_WEIGHTS = "unknown: weights given by the user"
+"""What can be said of the training data behind weights that are not the family's published ones."""
+
 Loader = Callable[[str | None, str | None], Teacher]
 TEACHERS: Registry[Loader] = Registry("teacher", "polyp_difom.pipeline.teachers")
+DEFAULTS: dict[str, str] = {}
+"""Variant that a bare family name stands for; families with variants add theirs."""
+
+
+def full_name(name: str) -> str:
+    """The one name of a teacher: "sam" -> "sam:vit_b".
+
+    Raises:
+        UsageError: unknown family.
+    """
+    TEACHERS.get(name.partition(":")[0])
+    return f"{name}:{DEFAULTS[name]}" if name in DEFAULTS else name
 
 
 def load_teacher(name: str, weights: str | None = None) -> Teacher:
@@ -98,5 +113,5 @@ def load_teacher(name: str, weights: str | None = None) -> Teacher:
     Raises:
         UsageError: unknown family or variant. MissingDependencyError: package or weights not reachable.
     """
-    family, _, variant = name.partition(":")
+    family, _, variant = full_name(name).partition(":")
     return TEACHERS.get(family)(variant or None, weights)

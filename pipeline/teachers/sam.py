@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
-from polyp_difom.pipeline.teachers.protocol import TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.protocol import DEFAULTS, OWN_WEIGHTS, TEACHERS, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
 _HOST = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -12,17 +12,20 @@ PUBLISHED = {
     "vit_l": f"{_HOST}/sam_vit_l_0b3195.pth#sha256=3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     "vit_h": f"{_HOST}/sam_vit_h_4b8939.pth#sha256=a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 }
+DEFAULTS["sam"] = "vit_b"
 SAM_DATA = "SA-1B, natural images: polyp sets not expected"
 MEDSAM_DATA = "medical sets that include endoscopy: polyp frames likely, test figures may be flattered"
 
 
 @TEACHERS.register("sam")
 def load_sam(variant: str | None, weights: str | None) -> Teacher:
-    """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells. A MedSAM checkpoint loads too."""
-    variant = variant or "vit_b"
-    if variant not in PUBLISHED:
+    """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells. A MedSAM
+    checkpoint loads too, under SAM's preprocessing; `medsam` gives it its own.
+    """
+    if variant is None or variant not in PUBLISHED:
         raise UsageError(f"unknown SAM size {variant!r}", wanted=f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}")
-    return _load(f"sam:{variant}", variant, weights or PUBLISHED[variant], "imagenet", SAM_DATA)
+    data = OWN_WEIGHTS if weights else SAM_DATA
+    return _load(f"sam:{variant}", variant, weights or PUBLISHED[variant], "imagenet", data)
 
 
 @TEACHERS.register("medsam")

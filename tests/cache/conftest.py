@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 
 N = 10
@@ -29,6 +29,7 @@ class Toy:
             ids=[f"frame_é{i}" for i in range(n)],
             sha256=[f"{i:064x}" for i in range(n)],
             mask_sha256=[f"{i + n:064x}" for i in range(n)],
+            pixel_sha256=[f"{i + 2 * n:064x}" for i in range(n)],
             height=np.arange(n, dtype=np.int32) + 288,
             width=np.arange(n, dtype=np.int32) + 384,
             split=["val" if i % 5 == 4 else "train" for i in range(n)],
@@ -55,7 +56,8 @@ class Toy:
         )
         values = {
             "dataset_digest": samples.digest(),
-            "datasets": (DatasetEntry(name="kvasir", layout="kvasir", frames=len(samples), split_policy="pranet"),),
+            "datasets": (DatasetEntry(name="kvasir", layout="kvasir", frames=len(samples)),),
+            "split": SplitEntry(policy="pranet", seed=0, val_fraction=0.1),
             "frame_size": 16,
             "views": ("identity", "hflip", "vflip", "rot180"),
             "scales": {"s8": 3},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SampleTable, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
 
 
 def manifest(**changes: object) -> Manifest:
@@ -24,6 +24,7 @@ def manifest(**changes: object) -> Manifest:
     values = {
         "dataset_digest": "00",
         "datasets": (),
+        "split": SplitEntry(policy="auto", seed=0, val_fraction=0.1),
         "frame_size": 352,
         "views": ("identity",),
         "scales": {"s8": 44},
@@ -44,6 +45,7 @@ def table(**changes: object) -> SampleTable:
         "ids": ["a", "b"],
         "sha256": ["0" * 64, "f" * 64],
         "mask_sha256": ["2" * 64, "3" * 64],
+        "pixel_sha256": ["4" * 64, "5" * 64],
         "height": size,
         "width": size,
     }

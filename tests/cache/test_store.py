@@ -71,7 +71,7 @@ def test_tensorstore_reads_every_array(toy: Any, store: FeatureStore) -> None:
         np.testing.assert_array_equal(read(key), values)
     assert read("done").tolist() == [True] * 3
     assert read("ledger/values").shape == (3, 4)
-    for column in ("id", "sha256", "mask_sha256", "height", "width", "split", "dataset"):
+    for column in ("id", "sha256", "mask_sha256", "pixel_sha256", "height", "width", "split", "dataset"):
         assert len(read(f"samples/{column}")) == N
 
 

@@ -239,6 +239,8 @@ def test_several_data_sets_and_protocols_are_scored_by_one_command_each(
             "--protocol",
             protocol,
             "--json",
+            "--split",
+            "all",
             "--device",
             "cpu",
         )

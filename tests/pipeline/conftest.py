@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.basis import Basis
@@ -52,7 +52,8 @@ def make_manifest(samples: SampleTable, kind: str, n_views: int) -> Manifest:
     )  # fmt: skip
     return Manifest.model_validate({
         "dataset_digest": samples.digest(),
-        "datasets": (DatasetEntry(name="toy", layout="pair", frames=len(samples), split_policy="auto"),),
+        "datasets": (DatasetEntry(name="toy", layout="pair", frames=len(samples)),),
+        "split": SplitEntry(policy="auto", seed=0, val_fraction=0.1),
         "frame_size": SIDE, "views": views(n_views), "scales": SCALES, "teachers": (teacher,),
         "basis": BasisEntry(channels=3, frames=1, seed=0),
         "spectra": kind, "precision": "float32", "samples_per_shard": 4, "arrays": arrays, "software": {},
@@ -80,6 +81,7 @@ def make_store(tmp_path: Path) -> StoreMaker:
         samples = SampleTable(
             ids=[f"frame{i}" for i in range(n)], sha256=[f"{i:064x}" for i in range(n)],
             mask_sha256=[f"{i:064x}" for i in range(n)],
+            pixel_sha256=[f"{i:064x}" for i in range(n)],
             height=np.full(n, SIDE, np.int32), width=np.full(n, SIDE, np.int32),
             split=["train"] * (n - 2) + ["val"] * 2, dataset=["toy"] * n,
         )  # fmt: skip

@@ -121,9 +121,16 @@ def test_a_training_against_a_trainable_target_does_not_start(
 
 def test_the_threshold_of_a_collapse_is_one_percent_of_the_first_epoch(make_store: Callable[..., FeatureStore]) -> None:
     trainer = Trainer(collapsing_config(make_store(), "multiscale"), make_store(), Progress())
-    trainer._check_variances({"a/target_variance": 2.0, "a/cosine": 0.5})
-    trainer._check_variances({"a/target_variance": 0.021, "a/cosine": 0.0})
+    trainer._check({"a/target_variance": 2.0, "a/cosine": 0.5})
+    trainer._check({"a/target_variance": 0.021, "a/cosine": 0.0})
     before = copy.copy(trainer.first_variance)
     with pytest.raises(RunError, match="collapsed"):
-        trainer._check_variances({"a/target_variance": 0.019, "a/cosine": 0.5})
+        trainer._check({"a/target_variance": 0.019, "a/cosine": 0.5})
     assert trainer.first_variance == before == {"a/target_variance": 2.0}
+
+
+def test_a_figure_that_is_not_finite_stops_the_run(make_store: Callable[..., FeatureStore]) -> None:
+    trainer = Trainer(collapsing_config(make_store(), "multiscale"), make_store(), Progress())
+    with pytest.raises(RunError, match="diverged") as caught:
+        trainer._check({"segmentation": float("nan")})
+    assert "--learning-rate" in str(caught.value)

@@ -201,7 +201,7 @@ def test_a_run_folder_holds_configuration_environment_frames_figures_and_log(
     assert config["teachers"] == ["dinov2:small"]
     assert config["signature"] == store.manifest.signature()
     assert "torch" in json.loads((run.path / "env.json").read_text())["packages"]
-    assert run.seen() == dict(zip(store.samples.sha256, store.samples.split, strict=True))
+    assert run.seen() == dict(zip(store.samples.pixel_sha256, store.samples.split, strict=True))
     assert "epoch 3/3" in (run.path / "train.log").read_text()
 
 

@@ -139,10 +139,10 @@ def test_the_pooled_protocol_scores_squared_frames_in_runs_of_six(run: Path, mix
 def test_results_of_several_protocols_and_splits_stand_side_by_side_and_are_replaced_by_their_like(
     run: Path, mixed: Path
 ) -> None:
-    for options in ({}, {"protocol": "pranet"}, {"split": "test"}, {}):
+    for options in ({}, {"protocol": "pranet"}, {}):
         scored(run, mixed, **options)
     keys = [(row["split"], row["protocol"]) for row in rows_of(run / "results.csv")]
-    assert sorted(keys) == [("all", "per-image"), ("all", "pranet"), ("test", "per-image")]
+    assert sorted(keys) == [("all", "per-image"), ("all", "pranet")]
 
 
 def test_several_data_sets_get_a_row_and_a_table_each(run: Path, mixed: Path, frames: Path) -> None:
@@ -243,3 +243,17 @@ def test_a_mask_of_another_size_is_refused_and_no_figures_are_written(run: Path,
 def test_an_unknown_protocol_is_answered_with_close_ones(run: Path, mixed: Path) -> None:
     with pytest.raises(UsageError, match="pranet"):
         scored(run, mixed, protocol="pranett")
+
+
+def test_a_foreign_folder_without_a_split_is_scored_whole_or_not_at_all(run: Path, mixed: Path) -> None:
+    with pytest.raises(UsageError, match="no test split of its own") as caught:
+        scored(run, mixed, split="test")
+    assert "--split all" in str(caught.value)
+
+
+def test_the_same_picture_in_another_format_counts_as_seen(run: Path, frames: Path, tmp_path: Path) -> None:
+    shutil.copytree(frames / "masks", tmp_path / "again" / "masks")
+    (tmp_path / "again" / "images").mkdir()
+    for path in (frames / "images").iterdir():
+        Image.open(path).save(tmp_path / "again" / "images" / f"{path.stem}.png")
+    assert sum(scored(run, tmp_path / "again", split="all").seen.values()) == len(RunFolder(run).seen())

@@ -325,3 +325,36 @@ def test_a_resumed_extraction_runs_no_finished_shard_again(
     monkeypatch.setattr(FeatureStore, "write_shard", noted)
     extract(config)
     assert written == [3]
+
+
+def test_a_kill_right_after_the_basis_loses_nothing(
+    frames: Path, extracting: Extracting, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = FeatureStore.write_constants
+
+    def killed(self: FeatureStore, prefix: str, *rest: Any) -> None:
+        written(self, prefix, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureStore, "write_constants", killed)
+    for _ in range(2):  # after either of the two groups
+        with pytest.raises(KeyboardInterrupt):
+            extract(extracting(frames, tmp_path / "s.zarr"))
+    monkeypatch.undo()
+    made = extract(extracting(frames, tmp_path / "s.zarr"))
+    assert files(tmp_path / "s.zarr") == files(Path(str(store.location)))
+    (cosines, attributes) = constants(made, "equivariance")
+    assert cosines["cosine"][0] == pytest.approx(1, abs=1e-3)
+    assert -1 <= cosines["affine_cosine"][0] < 1
+    assert attributes["frames"] == 16
+
+
+def test_a_family_and_its_default_variant_are_one_teacher(
+    frames: Path, extracting: Extracting, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    weights = {"dinov2:base": str(tiny_teacher)}
+    with pytest.raises(UsageError, match="named twice"):
+        extract(extracting(frames, tmp_path / "s.zarr", teachers=("dinov2", "dinov2:base"), weights=weights))
+    made = extract(extracting(frames, tmp_path / "s.zarr", teachers=("dinov2",), weights=weights, limit=6))
+    assert made.manifest.teachers[0].name == "dinov2:base"
+    assert made.manifest.teachers[0].contamination.startswith("unknown")

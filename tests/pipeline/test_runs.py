@@ -21,6 +21,7 @@ SAMPLES = SampleTable(
     ["a/1", "a/é,2"],
     ["0" * 64, "1" * 64],
     ["2" * 64, "3" * 64],
+    ["4" * 64, "5" * 64],
     np.ones(2, np.int32),
     np.ones(2, np.int32),
     ["train", "val"],
@@ -81,7 +82,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_seen_frames_survive_odd_names(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     run.describe({"cache": "x"}, SAMPLES)
-    assert run.seen() == {"0" * 64: "train", "1" * 64: "val"}
+    assert run.seen() == {"4" * 64: "train", "5" * 64: "val"}
     assert run.config() == {"cache": "x"}
 
 
@@ -143,7 +144,7 @@ def test_overwriting_with_a_bad_configuration_leaves_the_old_run(
 def test_a_folder_that_is_no_run_is_not_overwritten(distilling: Callable[..., DistillConfig], tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.tex").write_text("all of it")
-    with pytest.raises(RunError, match="not a run"):
+    with pytest.raises(RunError, match="no run wrote"):
         distill(distilling(epochs=1), tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis/chapter1.tex").read_text() == "all of it"
 

@@ -85,9 +85,7 @@ def test_a_dinov2_cell_answers_for_its_own_pixels(dinov2_folder: Path, cell: tup
 @pytest.mark.parametrize("registers", [0, 3])
 def test_dinov2_maps_are_the_patch_tokens_without_class_and_registers(tmp_path: Path, registers: int) -> None:
     if registers:
-        model: Any = Dinov2WithRegistersModel(
-            Dinov2WithRegistersConfig(image_size=56, num_register_tokens=registers, **TINY)
-        )
+        model: Any = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(image_size=56, num_register_tokens=registers, **TINY))
     else:
         model = Dinov2Model(Dinov2Config(image_size=56, **TINY))
     model.save_pretrained(tmp_path)

@@ -163,7 +163,7 @@ def test_hidden_files_and_foreign_suffixes_do_not_count(tmp_path: Path) -> None:
 
 def test_two_specific_layouts_ask_for_a_choice(kvasir: Path) -> None:
     put_all(kvasir, "PNG/Original/1.png", "PNG/Ground Truth/1.png")
-    with pytest.raises(DataError, match="--layout cvc-clinicdb or --layout kvasir-seg"):
+    with pytest.raises(DataError, match="--data cvc-clinicdb="):
         find_pairs(kvasir)
     assert [pair.id for pair in find_pairs(kvasir, "cvc-clinicdb")] == ["cvc-clinicdb/1"]
 
@@ -174,7 +174,7 @@ def test_no_fitting_layout_lists_the_candidates_and_what_is_there(tmp_path: Path
         find_pairs(tmp_path)
     message = str(caught.value)
     assert "1: Kvasir-SEG" in message
-    assert "--layout" in message
+    assert "--data NAME=FOLDER" in message
     assert all(name in message for name in LAYOUTS.names())
 
 
