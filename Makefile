@@ -23,14 +23,14 @@ $(VENV)/.installed: pyproject.toml
 # Two small networks from the same frames, one taught and one not, on a page with pictures. No GPU, no data, no hub.
 demo: $(VENV)/.installed data/demo data/demo-test
 	$(RUN) extract --data data/demo --cache cache/demo.zarr --size 128 --views 2 --basis-frames 24
-	$(RUN) distill --cache cache/demo.zarr --student unet:16 --objective none       --epochs 20 --batch-size 8 --overwrite -o $(DEMO)-control
-	$(RUN) distill --cache cache/demo.zarr --student unet:16 --objective multiscale --epochs 20 --batch-size 8 --overwrite -o $(DEMO)-distilled
+	$(RUN) distill --cache cache/demo.zarr --student unet:16 --objective none       --epochs 40 --batch-size 8 --overwrite -o $(DEMO)-control
+	$(RUN) distill --cache cache/demo.zarr --student unet:16 --objective multiscale --epochs 40 --batch-size 8 --overwrite -o $(DEMO)-distilled
 	$(RUN) evaluate $(DEMO)-control   --data data/demo-test --split all --quiet
 	$(RUN) evaluate $(DEMO)-distilled --data data/demo-test --split all --quiet
 	$(RUN) report $(DEMO)-distilled $(DEMO)-control -o $(DEMO).html
 
 data/demo: | $(VENV)/.installed
-	$(RUN) data synth $@ --count 110
+	$(RUN) data synth $@ --count 160
 
 data/demo-test: | $(VENV)/.installed
 	$(RUN) data synth $@ --count 40 --seed 1

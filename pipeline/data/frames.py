@@ -156,7 +156,7 @@ def views(count: int) -> tuple[str, ...]:
         UsageError: any other count.
     """
     if count not in (1, 2, 4):
-        raise UsageError("no such number of views", where="views", got=count, wanted="1, 2 or 4")
+        raise UsageError("no such number of views", where="--views", got=count, wanted="1, 2 or 4")
     return VIEWS[:count]
 
 

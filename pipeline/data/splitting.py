@@ -67,7 +67,7 @@ def select(pairs: Sequence[Pair], splits: set[str], limit: int | None = None) ->
         UsageError: a limit too small for one frame of each split.
     """
     if limit is not None and limit < 1:
-        raise UsageError("the limit leaves nothing", where="limit", got=limit, wanted="at least 1")
+        raise UsageError("the limit leaves nothing", where="--limit", got=limit, wanted="at least 1")
     kept = [pair for pair in pairs if pair.split in splits]
     counts = Counter(str(pair.split) for pair in kept)
     if not kept or ("train" in splits and not counts["train"]):
@@ -222,6 +222,6 @@ def _quotas(counts: Counter[str], limit: int) -> dict[str, int]:
     rest = limit - sum(quota.values())
     if rest < 1:
         raise UsageError(
-            "the limit leaves nothing", where="limit", got=limit, wanted=f"at least {len(quota) + 1}, one frame a split"
+            "the limit leaves nothing", where="--limit", got=limit, wanted=f"at least {len(quota) + 1}, one frame a split"
         )
     return {**quota, main: rest}

@@ -32,7 +32,9 @@ def load_dinov2(variant: str | None, weights: str | None) -> Teacher:
     name, source = f"dinov2:{variant}", weights or f"facebook/dinov2-{variant}"
     try:
         from transformers import AutoModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # ours is the only one
         encoder, report = AutoModel.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise MissingDependencyError(
