@@ -23,7 +23,7 @@ from PIL import Image
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
-from polyp_difom.pipeline.data.sources import Source, gather
+from polyp_difom.pipeline.data.sources import Gathered, Source, gather
 from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.files import write_bytes, write_csv
 from polyp_difom.pipeline.metrics import Summary, summarise, write_scores_csv
@@ -126,13 +126,7 @@ def evaluate(
     chosen = get_protocol(protocol)
     run = RunFolder.open(path)
     predictor = Predictor(run, device)
-    splits = {"train", "val", "test"} if split == "all" else {split}
-    found = gather(sources, splits, **_splitting(predictor.header["split"], split_by, seed))
-    if split != "all" and (foreign := sorted(found.invented - run.datasets())):
-        raise UsageError(
-            f"data set {foreign[0]!r} has no {split} split of its own, and the run did not learn from it",
-            got=found.policy, wanted="all of its frames", remedy="give --split all, or --split-by FILE.csv",
-        )  # fmt: skip
+    found = _frames_of(run, predictor, sources, split, split_by, seed)
     progress.say(f"splits: {found.policy}")
     with progress.task("scoring", len(found.pairs)) as advance:
 
@@ -153,6 +147,20 @@ def evaluate(
     _write_results(path / "results.csv", split, summaries)
     _write_frames(frames_file(run), found.pairs)
     return Evaluation(path, split, summaries, scores, _seen(run, found.pairs), found.policy, pictures)
+
+
+def _frames_of(
+    run: RunFolder, predictor: Predictor, sources: tuple[Source, ...], split: str, split_by: str | None, seed: int | None
+) -> Gathered:
+    """The frames to score; a split drawn for data that the run has nothing to do with would be a choice of ours."""
+    splits = {"train", "val", "test"} if split == "all" else {split}
+    found = gather(sources, splits, **_splitting(predictor.header["split"], split_by, seed))
+    if split != "all" and (foreign := sorted(found.invented - run.datasets())):
+        raise UsageError(
+            f"data set {foreign[0]!r} has no {split} split of its own, and the run did not learn from it",
+            got=found.policy, wanted="all of its frames", remedy="give --split all, or --split-by FILE.csv",
+        )  # fmt: skip
+    return found
 
 
 def _splitting(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
