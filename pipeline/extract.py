@@ -31,6 +31,7 @@ from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, load_teacher
 
 EQUIVARIANCE_FRAMES = 16
+PRECISION_FRAMES = 4
 
 
 def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureStore:
@@ -122,7 +123,11 @@ def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, 
         f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {kept:.1%} of the variance; "
         f"about {minutes:.1f} minutes to go"
     )
-    store.write_constants(schema.equivariance_group(entry.name), *_equivariance(runner, teacher, witnesses, seed))
+    arrays, attrs = _equivariance(runner, teacher, witnesses, seed)
+    if runner.precision != "float32":
+        attrs["precision_error"] = error = _precision_error(runner, teacher, basis, witnesses[:PRECISION_FRAMES])
+        progress.say(f"{entry.name}: {runner.precision} moves its maps by {error:.1%} of their norm against float32")
+    store.write_constants(schema.equivariance_group(entry.name), arrays, attrs)
     store.write_constants(prefix, *schema.basis_record(basis, variances))  # last: it marks both as done
     return basis
 
@@ -143,6 +148,14 @@ def _equivariance(
         affine.append(_alike(resample(maps, matrix), runner.embed(teacher, resample(frames, matrix))))
     arrays = {"cosine": np.array(flips).mean(0), "affine_cosine": np.array(affine).mean(keepdims=True)}
     return arrays, {"views": list(runner.plan.manifest.views), "frames": len(witnesses)}
+
+
+def _precision_error(runner: Runner, teacher: Teacher, basis: Basis, witnesses: list[Tensor]) -> float:
+    """Norm of the change that the run's precision makes to the finest stored maps, over the norm of the float32 ones."""
+    frames = torch.stack(witnesses).to(runner.device)
+    cells = next(iter(runner.scales.values()))
+    ours, exact = (area_resample(basis.apply(maps), cells) for maps in (runner.embed(teacher, frames), teacher(frames).float()))
+    return ((ours - exact).norm() / exact.norm()).item()
 
 
 def _alike(a: Tensor, b: Tensor) -> float:

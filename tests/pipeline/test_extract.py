@@ -358,3 +358,11 @@ def test_a_family_and_its_default_variant_are_one_teacher(
     made = extract(extracting(frames, tmp_path / "s.zarr", teachers=("dinov2",), weights=weights, limit=6))
     assert made.manifest.teachers[0].name == "dinov2:base"
     assert made.manifest.teachers[0].contamination.startswith("unknown")
+
+
+def test_a_lower_precision_is_measured_against_float32(
+    frames: Path, extracting: Extracting, store: FeatureStore, tmp_path: Path
+) -> None:
+    made = extract(extracting(frames, tmp_path / "s.zarr", precision="bfloat16", limit=8))
+    assert 0 < constants(made, "equivariance")[1]["precision_error"] < 0.2
+    assert "precision_error" not in constants(store, "equivariance")[1]
