@@ -37,6 +37,7 @@ from polyp_difom.cache.skeleton import (
     write_skeleton,
 )
 
+DERIVED = ("arrays.", "dataset_digest", "datasets.", "samples_per_shard")
 RESUME = "run the same `polyp-difom extract` again; it resumes"
 
 
@@ -93,7 +94,8 @@ class FeatureStore:
                     if error.errno not in (ENOTEMPTY, EEXIST) or not location.path.is_dir():
                         raise
         store = cls.open(path, writable=True)
-        if differences := store.manifest.differences(manifest):
+        # what follows from other settings comes last: a user types the others
+        if differences := sorted(store.manifest.differences(manifest), key=lambda row: row[0].startswith(DERIVED)):
             first = differences[:4]
             more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise CacheError(

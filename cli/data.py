@@ -91,5 +91,7 @@ def _print_report(report: AuditReport) -> None:
     print_table(["finding", report.root], rows)
     for problem in report.errors[:SHOWN]:
         typer.echo(f"{problem.path}: {problem.message}", err=True)
+    if report.near_twins:
+        typer.echo(f"near-twins, {min(SHOWN, len(report.near_twins))} of {len(report.near_twins)} (all with --json):")
     for twin in report.near_twins[:SHOWN]:
-        typer.echo(f"near-twin: {twin}", err=True)
+        typer.echo(f"  {twin.test} (test) ~ {twin.other}, correlation {twin.correlation:.3f}")

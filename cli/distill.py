@@ -45,6 +45,8 @@ def distill(
         batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, distill_weight=distill_weight,
         affine=affine, seed=seed, device=device, precision=precision,
     )  # fmt: skip
+    if resume and out is not None and config is None and (out / "config.yaml").is_file():
+        config = out / "config.yaml"  # a run goes on under its own settings
     values = _merged(context, config, flags)
     if isinstance(values["teachers"], str):
         values["teachers"] = options.names(values["teachers"], "--teachers")

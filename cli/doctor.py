@@ -15,7 +15,7 @@ def doctor(as_json: options.Json = False) -> None:
 
     findings = check_up()
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         marks = {True: "ok", None: "-", False: "MISSING"}
         print_table(["topic", "name", "", "detail"], [[f.topic, f.name, marks[f.ok], f.detail] for f in findings])

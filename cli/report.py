@@ -37,7 +37,11 @@ def report(
     for r in reports:
         for s in r.summaries:
             gain = r.differences.get(s.dataset)
-            change = f"{gain.mean:+.4f} ({gain.interval[0]:+.4f} to {gain.interval[1]:+.4f})" if gain else ""
+            change = (
+                f"{gain.mean:+.4f} ({gain.interval[0]:+.4f} to {gain.interval[1]:+.4f})"
+                if gain
+                else ("is the control" if r.objective == "none" else "no such control")
+            )
             rows.append([r.name, r.objective, s.dataset, str(s.images), f"{s.mdice:.4f}", f"{s.miou:.4f}", change])
     print_table(["run", "objective", "data set", "images", "mDice", "mIoU", "against the control (95 %)"], rows)
     typer.echo(f"page with pictures: {out}")

@@ -40,6 +40,7 @@ def compare(paths: list[Path], protocol: str = "per-image", progress: Progress |
     Raises:
         RunError: a run that was not evaluated under this protocol. DataError: runs that were scored on different frames.
     """
+    progress = progress or Progress()
     runs = [RunFolder.open(path) for path in paths]
     predictors = [Predictor(run) for run in runs]
     scores = [_scores(run, protocol) for run in runs]
@@ -48,7 +49,7 @@ def compare(paths: list[Path], protocol: str = "per-image", progress: Progress |
     for number, (run, predictor) in enumerate(zip(runs, predictors, strict=True)):
         header = predictor.header
         is_control = header["objective"] == "none"
-        rival = None if is_control else _control_of(header, headers, progress or Progress())
+        rival = None if is_control else _control_of(header, headers, progress)
         reports.append(
             RunReport(
                 name=run.path.name,
@@ -68,7 +69,7 @@ def compare(paths: list[Path], protocol: str = "per-image", progress: Progress |
                 },
                 gallery=[]
                 if is_control and len(runs) > 1
-                else _gallery(run, predictor, scores[number], None if rival is None else predictors[rival]),
+                else _gallery(run, predictor, scores[number], None if rival is None else predictors[rival], progress),
                 curve=run.history(),
             )
         )
@@ -99,12 +100,17 @@ def _scores(run: RunFolder, protocol: str) -> Scores:
     return {f"{dataset} ({split})": read_scores_csv(file) for file, dataset, split in named}
 
 
-def _gallery(run: RunFolder, predictor: Predictor, scores: Scores, rival: Predictor | None) -> list[GalleryItem]:
+def _gallery(
+    run: RunFolder, predictor: Predictor, scores: Scores, rival: Predictor | None, progress: Progress
+) -> list[GalleryItem]:
     with frames_file(run).open(newline="") as file:
         known = {row["id"]: (Path(row["image"]), Path(row["mask"])) for row in csv.DictReader(file)}
     items = []
     for rows in scores.values():
         for score in ends_and_middle([row for row in rows if row.id in known], PICTURES):
+            if gone := [path for path in known[score.id] if not path.is_file()]:
+                progress.say(f"no picture of {score.id}: {gone[0]} is gone since {run.path} was evaluated")
+                continue
             picture = _side_by_side(*known[score.id], predictor, rival)
             beside = " (left) and of the control (right)" if rival else ""
             items.append(GalleryItem(f"{score.id}: Dice {score.dice:.3f}; outlines of {run.path.name}{beside}", picture))

@@ -94,7 +94,7 @@ def _open_run(trainer: Trainer, out: Path, *, resume: bool, overwrite: bool) -> 
         raise RunError(
             "the run is finished already" if finished else "nothing to resume", where=out,
             wanted=None if finished else "a run that was interrupted",
-            remedy=f"polyp-difom evaluate {out}" if finished else "leave --resume away",
+            remedy=f"polyp-difom evaluate {out} --data DIR" if finished else "leave --resume away",
         )  # fmt: skip
     trainer.load(run)
     return run
@@ -244,8 +244,9 @@ class Trainer:
         if differing := {key for key, value in self.resolved.items() if header["config"].get(key) != value} - {"cache"}:
             key = sorted(differing)[0]
             raise RunError(
-                "the run was started with other settings", where=f"{run.path}: {key}", got=self.resolved[key],
-                wanted=header["config"].get(key), remedy="give the settings that the run was started with",
+                "the run was started with other settings", where=run.path,
+                got=f"{key} = {header['config'].get(key)} when it was started, {self.resolved[key]} now",
+                wanted="the same settings", remedy=f"polyp-difom distill --resume -o {run.path}",
             )  # fmt: skip
         parts: dict[str, dict[str, Tensor]] = {"student": {}, "objective": {}, "optimizer": {}}
         for name, value in tensors.items():

@@ -24,6 +24,7 @@ from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
+from polyp_difom.pipeline.data.splitting import policy_name
 from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.files import write_bytes, write_csv
 from polyp_difom.pipeline.metrics import Summary, summarise, write_scores_csv
@@ -127,7 +128,7 @@ def evaluate(
     run = RunFolder.open(path)
     predictor = Predictor(run, device)
     found = _frames_of(run, predictor, sources, split, split_by, seed)
-    progress.say(f"splits: {found.policy}")
+    progress.say(found.policy)
     with progress.task("scoring", len(found.pairs)) as advance:
 
         def cases(dataset: str) -> Iterator[Case]:
@@ -165,10 +166,12 @@ def _frames_of(
 
 def _splitting(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
     """Arguments of `gather`: as typed, else as the run's store was split."""
-    if split_by is None and str(made["policy"]).startswith("csv:"):
+    if str(made["policy"]).startswith("csv:") and (split_by is None or policy_name(split_by) != made["policy"]):
         raise UsageError(
-            "the run's store was split by a file", got=made["policy"], remedy="give that file again: --split-by FILE.csv"
-        )
+            "the run's store was split by another file" if split_by else "the run's store was split by a file",
+            where="--split-by", got=policy_name(split_by) if split_by else None, wanted=made["policy"],
+            remedy="give the file that the store was split by: --split-by FILE.csv",
+        )  # fmt: skip
     return {
         "split_by": made["policy"] if split_by is None else split_by,
         "seed": made["seed"] if seed is None else seed,

@@ -52,7 +52,7 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
     device = pick_device(config.device)
     precision, reason = pick_precision(device, config.precision)
     found = gather_frames(config)
-    progress.say(f"splits: {found.policy}")
+    progress.say(found.policy)
     progress.say(f"teachers run on {device} in {precision}: {reason}")
     teachers = [load_teacher(name, config.weights.get(name)) for name in config.teachers]
     plan = make_plan(config, found, teachers, precision, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, views
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
-from polyp_difom.pipeline.data.splitting import POLICIES
+from polyp_difom.pipeline.data.splitting import policy_name
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
@@ -96,7 +95,7 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
         datasets=tuple(
             DatasetEntry(name=name, layout=found.layouts[name], frames=frames) for name, frames in sorted(counts.items())
         ),
-        split=SplitEntry(policy=_policy(config.split_by), seed=config.seed, val_fraction=config.val_fraction),
+        split=SplitEntry(policy=policy_name(config.split_by), seed=config.seed, val_fraction=config.val_fraction),
         frame_size=config.size,
         views=views(config.views),
         scales=schema.scale_cells(config.size, config.scales),
@@ -113,11 +112,6 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
         software={name: version(name) for name in ("polyp-difom", "torch", "zarr", "numpy", "pillow")},
     )
     return Plan(found.pairs, samples, manifest)
-
-
-def _policy(split_by: str) -> str:
-    """A policy's name as the manifest keeps it; a CSV counts by its content, not by its path."""
-    return split_by if split_by in POLICIES else f"csv:{hashlib.sha256(Path(split_by).read_bytes()).hexdigest()}"
 
 
 def _refuse_leaks(samples: SampleTable, test: list[Pair], progress: Progress) -> None:
@@ -142,7 +136,7 @@ def _refuse_leak(first: tuple[str, str], second: tuple[str, str]) -> None:
 def check_space(plan: Plan, cache: str, progress: Progress) -> None:
     """Say how many bytes a new store will take, and refuse to start one that does not fit."""
     needed = predicted_bytes(plan.manifest, len(plan.samples))
-    text = f"{len(plan.samples)} frames x {len(plan.manifest.views)} views: at most {needed / 2**20:,.0f} MiB"
+    text = f"{len(plan.samples)} frames x {len(plan.manifest.views)} views: at most {needed / 2**20:,.1f} MiB"
     if "://" in cache or Path(cache).exists():
         progress.say(text)
         return

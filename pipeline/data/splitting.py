@@ -135,6 +135,22 @@ def _by_policy(group: list[Pair], policy: str, test_fraction: float, seed: int) 
     return {pair.id: listed[pair.stem] for pair in group}, f"PraNet's split {why}"
 
 
+def policy_name(policy: str) -> str:
+    """A policy as stores keep it: its own name, or "csv:" and the sha256 of a file, so that its path does not count.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if policy in POLICIES:
+        return policy
+    try:
+        return f"csv:{hashlib.sha256(Path(policy).read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise DataError(
+            "the split file cannot be read", where=policy, got=error.strerror, wanted=", ".join(POLICIES)
+        ) from error
+
+
 def has_own_split(group: Sequence[Pair]) -> bool:
     """Whether a data set brings its split along: fixed by its layout, or published for just these stems."""
     listed = _pranet_lists(group[0].dataset) if group[0].dataset in LISTED else {}

@@ -187,7 +187,7 @@ def test_doctor_names_versions_devices_and_weights(cli: Callable) -> None:
     result = cli("doctor", "--json")
     assert result.exit_code == 0
     said = json.loads(result.stdout)
-    found = {(finding["topic"], finding["name"]): finding for finding in said}
+    found = {(finding["topic"], finding["name"]): finding for finding in said["findings"]}
     assert found["version", "torch"]["ok"]
     assert ("device", "cpu") in found
     assert ("weights", "sam:vit_b") in found

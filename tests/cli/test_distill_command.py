@@ -273,3 +273,23 @@ def test_evaluating_what_is_no_run_is_refused(refused: Refused, frames: Path, tm
 
 def test_evaluating_on_no_data_is_refused(refused: Refused, run: Path, tmp_path: Path) -> None:
     assert "no such folder" in refused(3, "evaluate", run, "-d", tmp_path / "nowhere")
+
+
+def test_resume_needs_no_more_than_the_run_folder(
+    cli: Callable, store: FeatureStore, light: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyp_difom.pipeline.progress import Logged
+
+    said = Logged.say
+
+    def stop(self: Logged, text: str) -> None:
+        said(self, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Logged, "say", stop)
+    stopped = cli("distill", "--cache", store.location, *light, "--seed", "3", "-o", tmp_path / "run")
+    assert stopped.exit_code == 130
+    monkeypatch.undo()
+    result = cli("distill", "--resume", "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "run/checkpoints/last.safetensors").is_file()

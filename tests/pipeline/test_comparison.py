@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,18 @@ def test_a_run_that_was_not_evaluated_names_the_command(distilling: Callable[...
     with pytest.raises(RunError, match="not evaluated") as caught:
         compare([tmp_path / "run"])
     assert f"polyp-difom evaluate {tmp_path / 'run'}" in str(caught.value)
+
+
+def test_a_report_of_frames_that_are_gone_has_no_pictures_and_says_why(
+    runs: dict[str, Path], frames: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(frames, tmp_path / "moved" / frames.name)
+    shutil.copytree(runs["taught"], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/evaluation")
+    evaluate(tmp_path / "run", (Source(tmp_path / "moved" / frames.name),), split="all", overlays=0, device="cpu")
+    shutil.rmtree(tmp_path / "moved")
+    heard = Heard()
+    (report,) = compare([tmp_path / "run"], progress=heard)
+    assert report.summaries
+    assert report.gallery == []
+    assert "is gone" in heard.lines[0]

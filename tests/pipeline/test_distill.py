@@ -272,7 +272,7 @@ def test_resuming_with_other_settings_is_refused_and_names_the_setting(
     before = (tmp_path / "run/checkpoints/resume.safetensors").read_bytes()
     with pytest.raises(RunError, match="other settings") as caught:
         distill(distilling(**change), tmp_path / "run", resume=True)
-    assert next(iter(change)) in str(caught.value.details["where"])
+    assert next(iter(change)) in str(caught.value.details["got"])
     assert (tmp_path / "run/checkpoints/resume.safetensors").read_bytes() == before
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from polyp_difom.cache.errors import DataError
+from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.data.sources import Source, gather
+from polyp_difom.pipeline.distill import DistillConfig, distill
+from polyp_difom.pipeline.evaluate import evaluate
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
 
@@ -61,3 +63,18 @@ def test_one_test_set_of_pranets_release_is_all_test(frames: Path, tmp_path: Pat
     found = gather((Source(tmp_path / "TestDataset" / "CVC-300"),), {"test"})
     assert len(found.pairs) == 24
     assert not found.invented
+
+
+def test_a_run_of_a_split_file_is_scored_by_that_file_alone(
+    frames: Path, extracting: Extracting, distilling: Callable[..., DistillConfig], tmp_path: Path
+) -> None:
+    every = gather((Source(frames),), {"train", "val", "test"}).pairs
+    table, other = tmp_path / "split.csv", tmp_path / "other.csv"
+    table.write_text("stem,split\n" + "".join(f"{pair.stem},{pair.split}\n" for pair in every))
+    other.write_text("stem,split\n" + "".join(f"{pair.stem},{pair.split}\n" for pair in reversed(every)))
+    store = extract(extracting(frames, tmp_path / "s.zarr", split_by=str(table)))
+    run = distill(distilling(cache=str(store.location), epochs=1), tmp_path / "run").path
+    for wrong in (None, str(other)):
+        with pytest.raises(UsageError, match="was split by"):
+            evaluate(run, (Source(frames),), split_by=wrong, overlays=0, device="cpu")
+    assert evaluate(run, (Source(frames),), split_by=str(table), overlays=0, device="cpu").seen == {}
