@@ -80,7 +80,11 @@ def read_mask_values(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: as `read_image`.
     """
-    image = _decode(_read_bytes(path), path)
+    return _mask_values(_read_bytes(path), path)
+
+
+def _mask_values(data: bytes, path: Path) -> NDArray[np.uint8]:
+    image = _decode(data, path)
     if image.mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))
     return np.asarray(_rgb(image, path)).max(axis=-1)
@@ -134,7 +138,8 @@ def read_frame(pair: Pair, size: int) -> Frame:
     data = _read_bytes(pair.image)
     image = _rgb(_decode(data, pair.image), pair.image)
     width, height = image.size
-    foreground = read_mask(pair.mask, (height, width))
+    mask_data = _read_bytes(pair.mask)
+    foreground = binarize(_mask_values(mask_data, pair.mask), pair.mask, (height, width))
     # Pillow's resize filters over the whole support when it shrinks: antialiased by construction
     squared = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))  # [S, S, 3]
     soft = Image.fromarray(foreground.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
@@ -144,7 +149,7 @@ def read_frame(pair: Pair, size: int) -> Frame:
         height=height,
         width=width,
         sha256=hashlib.sha256(data).hexdigest(),
-        mask_sha256=hashlib.sha256(_read_bytes(pair.mask)).hexdigest(),
+        mask_sha256=hashlib.sha256(mask_data).hexdigest(),
         pixel_sha256=pixel_digest(np.asarray(image)),
     )
 
