@@ -17,7 +17,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev,litemedsam]'
+	$(BIN)/pip install --quiet --editable '.[dev,litemedsam,students]'
 	touch $@
 
 # Two small networks from the same frames, one taught and one not, on a page with pictures. No GPU, no data, no hub.

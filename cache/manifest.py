@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 SPLITS = ("train", "val", "test")
 CHUNK_OVERHEAD = 4 + 16 + 16
@@ -80,8 +89,23 @@ class ArraySpec(_Model):
         return np.dtype(self.dtype).kind == "f"
 
 
+class MapEntry(_Model):
+    """One of several maps of a teacher, and the stored scales that are made from it."""
+
+    scales: tuple[str, ...]
+    stride: int
+    native_channels: int
+    channels: int
+
+
 class TeacherEntry(_Model):
-    """A teacher as it ran: which weights, which preprocessing, what it may have seen in its own training."""
+    """A teacher as it ran: which weights, which preprocessing, what it may have seen in its own training.
+
+    Args:
+        stride: input pixels per cell of its map, of the finest where several are stored.
+        native_channels, channels: of that map, and how many of them are stored.
+        maps: all maps where several are stored; a store of single maps is written without this field.
+    """
 
     name: str
     weights_digest: str
@@ -92,6 +116,18 @@ class TeacherEntry(_Model):
     channels: int
     licence: str
     contamination: str
+    maps: tuple[MapEntry, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_maps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        if not self.maps:
+            fields.pop("maps", None)
+        return fields
+
+    def channels_at(self, scale: str) -> int:
+        """Stored channels of a scale's maps."""
+        return next((entry.channels for entry in self.maps if scale in entry.scales), self.channels)
 
 
 class DatasetEntry(_Model):

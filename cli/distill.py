@@ -16,7 +16,10 @@ def distill(
     context: typer.Context,
     cache: Annotated[str | None, typer.Option(help="Store that `polyp-difom extract` made.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of these options; flags win over it.")] = None,
-    student: Annotated[str, typer.Option(help="unet, or unet:B with base width B.")] = "unet",
+    student: Annotated[
+        str, typer.Option(help="unet or unetpp (:B for base width B), pranet, light, smp:ARCH/ENCODER.")
+    ] = "unet",
+    pretrained: Annotated[bool, typer.Option(help="ImageNet weights for the encoder, where the student has one.")] = True,
     objective: Annotated[str, typer.Option(help="multiscale, paper, shuffled, or none (the control).")] = "multiscale",
     teachers: Annotated[str | None, typer.Option(help="Comma-separated teachers of the store; all by default.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the train frames.")] = 40,
@@ -41,7 +44,7 @@ def distill(
     from polyp_difom.pipeline.distill import distill as run
 
     flags: dict[str, Any] = dict(  # noqa: C408
-        cache=cache, student=student, objective=objective, teachers=teachers, epochs=epochs,
+        cache=cache, student=student, pretrained=pretrained, objective=objective, teachers=teachers, epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, distill_weight=distill_weight,
         affine=affine, seed=seed, device=device, precision=precision,
     )  # fmt: skip
@@ -51,7 +54,8 @@ def distill(
     if isinstance(values["teachers"], str):
         values["teachers"] = options.names(values["teachers"], "--teachers")
     settings = options.validated(DistillConfig, **values)
-    folder = out or Path("runs") / f"{settings.student.replace(':', '')}-{settings.objective}-s{settings.seed}"
+    student = settings.student.replace(":", "").replace("/", "-")
+    folder = out or Path("runs") / f"{student}-{settings.objective}-s{settings.seed}"
     finished = run(settings, folder, Terminal(quiet), resume=resume, overwrite=overwrite)
     best = max(finished.history(), key=lambda record: record["val_dice"])
     if as_json:

@@ -16,8 +16,13 @@ from polyp_difom.cli.console import Terminal, guarded, print_json
 def extract(
     data: options.Data,
     cache: Annotated[str, typer.Option(help="Store to write: a path or an fsspec URL.")],
-    teachers: Annotated[str, typer.Option(help="Comma-separated: litemedsam, sam:vit_b, dinov2:base, ...")] = "litemedsam",
-    weights: Annotated[list[str], typer.Option(help="TEACHER=PATH, or TEACHER=https://...#sha256=HEX; repeatable.")] = [],  # noqa: B006
+    teachers: Annotated[str, typer.Option(help="Comma-separated: litemedsam, sam:vit_b, dinov2:base@9+12, hf:FOLDER, ...")] = (
+        "litemedsam"
+    ),
+    weights: Annotated[
+        list[str], typer.Option(help="TEACHER=PATH, FOLDER or hub id, or TEACHER=https://...#sha256=HEX; repeatable.")
+    ] = [],  # noqa: B006
+    input_size: Annotated[list[str], typer.Option(help="TEACHER=PIXELS that its input is resized to; repeatable.")] = [],  # noqa: B006
     size: Annotated[int, typer.Option(help="Frame side in pixels, a multiple of 32.")] = 352,
     views: Annotated[int, typer.Option(help="Flips to store: 1 none, 2 horizontal, 4 all.")] = 4,
     limit: Annotated[int | None, typer.Option(help="At most this many frames, train and val in proportion.")] = None,
@@ -45,7 +50,8 @@ def extract(
     config = options.validated(
         ExtractConfig,
         sources=tuple(parse_source(text) for text in data), teachers=options.names(teachers, "--teachers"), cache=cache,
-        weights=dict(_pair(text) for text in weights), size=size, views=views, limit=limit,
+        weights=dict(_weights(text) for text in weights), input_sizes=dict(_input_size(text) for text in input_size),
+        size=size, views=views, limit=limit,
         scales=options.names(scales, "--scales"), channels=channels,
         spectra=spectra, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
         seed=seed, batch_size=batch_size, device=device, precision=precision,
@@ -57,9 +63,21 @@ def extract(
         typer.echo(f"{cache}: {len(store)} frames, complete\nnext: polyp-difom distill --cache {cache}")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if not equals or not source:
-        raise UsageError("weights without a teacher", where="--weights", got=text, wanted="TEACHER=PATH")
+def _pair(text: str, option: str, wanted: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UsageError(f"{option} without a teacher or a value", where=option, got=text, wanted=wanted)
+    return name, value
+
+
+def _weights(text: str) -> tuple[str, str]:
+    name, source = _pair(text, "--weights", "TEACHER=PATH")
     path = Path(source).expanduser()
     return name, str(path) if path.exists() else source
+
+
+def _input_size(text: str) -> tuple[str, int]:
+    name, pixels = _pair(text, "--input-size", "TEACHER=PIXELS")
+    if not pixels.isdecimal():
+        raise UsageError("an input size is a number of pixels", where="--input-size", got=text, wanted="TEACHER=PIXELS")
+    return name, int(pixels)

@@ -38,6 +38,8 @@ class DistillConfig(BaseModel):
 
     cache: str
     student: str = "unet"
+    pretrained: bool = True
+    """ImageNet weights for the encoder; resolved to False where the student has none."""
     objective: str = "multiscale"
     teachers: tuple[str, ...] | None = None
     epochs: int = Field(40, gt=0)
@@ -74,7 +76,7 @@ def distill(
             "not the store that the configuration was made for", where=store.location, got=store.manifest.signature(),
             wanted=config.signature, remedy="give that store, or take `signature` out of the configuration",
         )  # fmt: skip
-    trainer = Trainer(config, store, progress)
+    trainer = Trainer(config, store, progress, resume=resume)
     run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
     trainer.progress = Logged(progress, run.path / "train.log")
     with enough_memory(trainer.device):
@@ -101,9 +103,13 @@ def _open_run(trainer: Trainer, out: Path, *, resume: bool, overwrite: bool) -> 
 
 
 class Trainer:
-    """Student, objective, optimiser and data of one run."""
+    """Student, objective, optimiser and data of one run.
 
-    def __init__(self, config: DistillConfig, store: FeatureStore, progress: Progress):
+    Args:
+        resume: the weights come from the run folder: no pretrained ones are loaded.
+    """
+
+    def __init__(self, config: DistillConfig, store: FeatureStore, progress: Progress, *, resume: bool = False):
         self.config, self.store, self.progress = config, store, progress
         keep_freed_memory()
         self.device = pick_device(config.device)
@@ -118,7 +124,8 @@ class Trainer:
         self.teachers = chosen if taught else ()
         specs = target_specs(store, self.teachers)
         torch.manual_seed(config.seed)
-        self.student: Student = build_student(config.student, objective.needs.latents)
+        self.student: Student = build_student(config.student, objective.needs.latents, config.pretrained and not resume)
+        self.pretraining = self.student.pretraining if config.pretrained else None
         self.objective: Objective = objective(self.student.taps, specs, config.distill_weight)
         for module in (self.student, self.objective):
             module.to(self.device).to(memory_format=torch.channels_last)
@@ -132,12 +139,14 @@ class Trainer:
             f"{config.student} ({parameter_count(self.student) / 1e6:.2f} M parameters), objective {config.objective}, "
             f"{len(self.train)} train and {len(self.val)} val frames, on {self.device} in {self.precision}: {reason}"
         )
+        if self.pretraining and not resume:
+            progress.say(f"the encoder starts from pretrained weights: {self.pretraining}")
 
     @property
     def resolved(self) -> dict[str, Any]:
         """The configuration with every automatic choice replaced by what was chosen."""
         chosen: dict[str, Any] = {"teachers": list(self.teachers), "precision": self.precision, "device": str(self.device)}
-        chosen["affine"] = self.affine
+        chosen |= {"affine": self.affine, "pretrained": self.pretraining is not None}
         chosen["signature"] = self.store.manifest.signature()
         return {**self.config.model_dump(mode="json"), **chosen}
 
@@ -222,8 +231,18 @@ class Trainer:
     def _write(self, path: Path) -> None:
         manifest = self.store.manifest
         header = {**self.resolved, "frame_size": manifest.frame_size, "split": manifest.split.model_dump()}
-        header |= {"epoch": self.epoch, "val_dice": self.best}
+        header |= {"epoch": self.epoch, "val_dice": self.best, "provenance": self._provenance()}
         write_checkpoint(path, self.student.state_dict(), header)
+
+    def _provenance(self) -> dict[str, Any]:
+        """What the student learned from: data sets, and teachers with licence and what is known of their training data."""
+        manifest = self.store.manifest
+        kept = {"name", "weights_digest", "licence", "contamination"}
+        return {
+            "datasets": [entry.model_dump() for entry in manifest.datasets],
+            "teachers": [entry.model_dump(include=kept) for entry in manifest.teachers if entry.name in self.teachers],
+            "encoder_weights": self.pretraining,
+        }
 
     def save(self, run: RunFolder) -> None:
         """Everything that the next epoch depends on: student, heads, optimiser."""

@@ -28,10 +28,12 @@ from polyp_difom.pipeline.device import autocast, enough_memory, keep_freed_memo
 from polyp_difom.pipeline.plan import READERS, ExtractConfig, Plan, check_options, check_space, gather_frames, make_plan
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.resample import area_resample
-from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, load_teacher
+from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, implied_weights, load_teacher
 
 EQUIVARIANCE_FRAMES = 16
 PRECISION_FRAMES = 4
+Bases = dict[int, Basis]
+"""By number of the map."""
 
 
 def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureStore:
@@ -43,10 +45,7 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
         MissingDependencyError, UsageError: a teacher that cannot be loaded, an option that cannot be used.
     """
     progress = progress or Progress()
-    config = config.model_copy(update={
-        "teachers": tuple(full_name(name) for name in config.teachers),
-        "weights": {full_name(name): source for name, source in config.weights.items()},
-    })  # fmt: skip
+    config = _resolved(config)
     check_options(config)
     keep_freed_memory()
     device = pick_device(config.device)
@@ -54,7 +53,9 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
     found = gather_frames(config)
     progress.say(found.policy)
     progress.say(f"teachers run on {device} in {precision}: {reason}")
-    teachers = [load_teacher(name, config.weights.get(name)) for name in config.teachers]
+    teachers = [
+        load_teacher(name, config.weights.get(name), config.input_sizes.get(name), progress.say) for name in config.teachers
+    ]
     plan = make_plan(config, found, teachers, precision, progress)
     check_space(plan, config.cache, progress)
     store = FeatureStore.create(config.cache, plan.manifest, plan.samples)
@@ -63,9 +64,19 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
             progress.say(f"{config.cache} is complete already, nothing to do")
             return store
         runner = Runner(teachers, plan, device, precision, config.batch_size)
-        bases = {teacher.spec.name: _basis_of(store, runner, teacher, config.seed, progress) for teacher in teachers}
+        bases = {teacher.spec.name: _bases_of(store, runner, teacher, config.seed, progress) for teacher in teachers}
         _fill(store, runner, bases, progress)
     return store
+
+
+def _resolved(config: ExtractConfig) -> ExtractConfig:
+    """The configuration with each teacher under its full name, and the weights that names spell out beside those given."""
+    implied = {name: source for name in config.teachers if (source := implied_weights(name))}
+    return config.model_copy(update={
+        "teachers": tuple(full_name(name) for name in config.teachers),
+        "weights": {full_name(name): source for name, source in {**implied, **config.weights}.items()},
+        "input_sizes": {full_name(name): side for name, side in config.input_sizes.items()},
+    })  # fmt: skip
 
 
 class Runner:
@@ -76,6 +87,9 @@ class Runner:
         self.plan, self.device, self.precision, self.batch_size = plan, device, precision, batch_size
         self.views = [flip_axes(view) for view in plan.manifest.views]
         self.scales = plan.manifest.scales
+        size, scales = plan.manifest.frame_size, tuple(self.scales)
+        self.maps = {teacher.spec.name: schema.maps_of_scales(teacher.spec, size, scales) for teacher in teachers}
+        """By teacher: the numbers of its stored maps, and the scales that each is made into."""
 
     def decode(self, index: int) -> Frame:
         """Frame of one sample, at the store's size."""
@@ -87,55 +101,71 @@ class Runner:
             batch = torch.from_numpy(images[start : start + self.batch_size]).to(self.device)
             yield (batch.float() / 255).contiguous(memory_format=torch.channels_last)
 
-    def embed(self, teacher: Teacher, frames: Tensor) -> Tensor:
-        """Float32 maps [b, c, h, w] of frames [b, 3, s, s], on the teacher's own grid."""
-        with autocast(self.device, self.precision):
-            return teacher(frames).float()
+    def embed(self, teacher: Teacher, frames: Tensor, precision: str | None = None) -> dict[int, Tensor]:
+        """Float32 maps [b, c, h, w] of frames [b, 3, s, s], on the teacher's own grids, by number; only those stored."""
+        with autocast(self.device, precision or self.precision):
+            maps = teacher(frames)
+        return {number: maps[number].float() for number in self.maps[teacher.spec.name]}
 
 
-def _basis_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, progress: Progress) -> Basis:
-    """The stored basis, or a new one: fitted on a seeded choice of train frames at the finest stored scale."""
+def _bases_of(store: FeatureStore, runner: Runner, teacher: Teacher, seed: int, progress: Progress) -> Bases:
+    """The stored bases, or new ones: each fitted on a seeded choice of train frames at its map's finest stored scale."""
     entry = next(entry for entry in store.manifest.teachers if entry.name == teacher.spec.name)
-    prefix = schema.basis_group(entry.name)
-    if (stored := store.read_constants(prefix)) is not None:
-        return schema.basis_from(*stored)
-    samples = store.samples
-    train = [index for index, split in enumerate(samples.split) if split == "train"]
-    row = {samples.ids[index]: index for index in train}
-    chosen = [row[name] for name in ranked(row, seed)[: store.manifest.basis.frames]]
-    moments = {scale: Moments() for scale in runner.scales}
-    witnesses: list[Tensor] = []
+    used = runner.maps[entry.name]
+    stored = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in used.items()}
+    if all(stored.values()):
+        return {number: schema.basis_from(*record) for number, record in stored.items() if record}
     began = time.perf_counter()
-    with ThreadPoolExecutor(READERS) as pool, progress.task(f"fitting {entry.name}'s basis", len(chosen)) as advance:
-        for start in range(0, len(chosen), runner.batch_size):
-            images = np.stack([f.image for f in pool.map(runner.decode, chosen[start : start + runner.batch_size])])
-            frames = next(runner.batches(images))
-            maps = runner.embed(teacher, frames)
-            for scale, cells in runner.scales.items():
-                moments[scale].add(area_resample(maps, cells))
-            witnesses += [frame.cpu() for frame in frames[: EQUIVARIANCE_FRAMES - len(witnesses)]]
-            advance(len(images))
-    basis = fit_basis(next(iter(moments.values())), entry.channels, seed)
-    variances = {scale: basis.variance(moments[scale]) for scale in runner.scales}
+    chosen = _basis_rows(store, seed)
+    moments, witnesses = _moments(runner, teacher, chosen, progress)
     rate = len(chosen) / (time.perf_counter() - began)
-    kept, minutes = basis.explained[: entry.channels].sum(), len(samples) * len(runner.views) / rate / 60
-    progress.say(
-        f"{entry.name}: {entry.channels} of {entry.native_channels} channels hold {kept:.1%} of the variance; "
-        f"about {minutes:.1f} minutes to go"
-    )
+    bases = {number: fit_basis(moments[scales[0]], entry.channels_at(scales[0]), seed) for number, scales in used.items()}
+    for number, scales in used.items():
+        kept, stored_channels = bases[number].explained, entry.channels_at(scales[0])
+        which = f" ({', '.join(scales)})" if entry.maps else ""
+        share = kept[:stored_channels].sum()
+        progress.say(f"{entry.name}{which}: {stored_channels} of {len(kept)} channels hold {share:.1%} of the variance")
+    progress.say(f"{entry.name}: about {len(store.samples) * len(runner.views) / rate / 60:.1f} minutes to go")
     arrays, attrs = _equivariance(runner, teacher, witnesses, seed)
     if runner.precision != "float32":
-        attrs["precision_error"] = error = _precision_error(runner, teacher, basis, witnesses[:PRECISION_FRAMES])
+        attrs["precision_error"] = error = _precision_error(runner, teacher, bases, witnesses[:PRECISION_FRAMES])
         progress.say(f"{entry.name}: {runner.precision} moves its maps by {error:.1%} of their norm against float32")
     store.write_constants(schema.equivariance_group(entry.name), arrays, attrs)
-    store.write_constants(prefix, *schema.basis_record(basis, variances))  # last: it marks both as done
-    return basis
+    for number, scales in used.items():  # last: they mark all as done
+        variances = {scale: bases[number].variance(moments[scale]) for scale in scales}
+        store.write_constants(schema.basis_of(entry, scales[0]), *schema.basis_record(bases[number], variances))
+    return bases
+
+
+def _basis_rows(store: FeatureStore, seed: int) -> list[int]:
+    """A seeded choice of train frames."""
+    samples = store.samples
+    row = {name: index for index, (name, split) in enumerate(zip(samples.ids, samples.split, strict=True)) if split == "train"}
+    return [row[name] for name in ranked(row, seed)[: store.manifest.basis.frames]]
+
+
+def _moments(runner: Runner, teacher: Teacher, rows: list[int], progress: Progress) -> tuple[dict[str, Moments], list[Tensor]]:
+    """Channel moments at every scale over these frames, and the first few of the frames."""
+    name = teacher.spec.name
+    moments = {scale: Moments() for scale in runner.scales}
+    witnesses: list[Tensor] = []
+    with ThreadPoolExecutor(READERS) as pool, progress.task(f"fitting {name}'s basis", len(rows)) as advance:
+        for start in range(0, len(rows), runner.batch_size):
+            images = np.stack([f.image for f in pool.map(runner.decode, rows[start : start + runner.batch_size])])
+            frames = next(runner.batches(images))
+            maps = runner.embed(teacher, frames)
+            for number, scales in runner.maps[name].items():
+                for scale in scales:
+                    moments[scale].add(area_resample(maps[number], runner.scales[scale]))
+            witnesses += [frame.cpu() for frame in frames[: EQUIVARIANCE_FRAMES - len(witnesses)]]
+            advance(len(images))
+    return moments, witnesses
 
 
 def _equivariance(
     runner: Runner, teacher: Teacher, witnesses: list[Tensor], seed: int
 ) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """How far moving a map is from the teacher's map of the moved frame, as mean cosines over a few train frames.
+    """How far moving a map is from the teacher's map of the moved frame, as mean cosines over a few train frames and all maps.
 
     `cosine` [v] of each flip is why views are stored; `affine_cosine` is the error of augmentation by resampled maps.
     """
@@ -144,25 +174,34 @@ def _equivariance(
     for frame, matrix in zip(witnesses, matrices.split(1), strict=True):
         frames = frame[None].to(runner.device)
         maps = runner.embed(teacher, frames)
-        flips.append([_alike(maps.flip(axes), runner.embed(teacher, frames.flip(axes))) for axes in runner.views])
-        affine.append(_alike(resample(maps, matrix), runner.embed(teacher, resample(frames, matrix))))
+        flipped = [runner.embed(teacher, frames.flip(axes)) for axes in runner.views]
+        moved = runner.embed(teacher, resample(frames, matrix))
+        for number, own in maps.items():
+            flips.append([_alike(own.flip(axes), f[number]) for axes, f in zip(runner.views, flipped, strict=True)])
+            affine.append(_alike(resample(own, matrix), moved[number]))
     arrays = {"cosine": np.array(flips).mean(0), "affine_cosine": np.array(affine).mean(keepdims=True)}
     return arrays, {"views": list(runner.plan.manifest.views), "frames": len(witnesses)}
 
 
-def _precision_error(runner: Runner, teacher: Teacher, basis: Basis, witnesses: list[Tensor]) -> float:
-    """Norm of the change that the run's precision makes to the finest stored maps, over the norm of the float32 ones."""
+def _precision_error(runner: Runner, teacher: Teacher, bases: Bases, witnesses: list[Tensor]) -> float:
+    """Norm of the change that the run's precision makes to the finest stored maps, over the norm of the float32 ones;
+    the mean over maps where several are stored.
+    """
     frames = torch.stack(witnesses).to(runner.device)
-    cells = next(iter(runner.scales.values()))
-    ours, exact = (area_resample(basis.apply(maps), cells) for maps in (runner.embed(teacher, frames), teacher(frames).float()))
-    return ((ours - exact).norm() / exact.norm()).item()
+    runs = [runner.embed(teacher, frames, precision) for precision in (runner.precision, "float32")]
+    errors = []
+    for number, scales in runner.maps[teacher.spec.name].items():
+        cells = runner.scales[scales[0]]
+        ours, exact = (area_resample(bases[number].apply(maps[number]), cells) for maps in runs)
+        errors.append(((ours - exact).norm() / exact.norm()).item())
+    return sum(errors) / len(errors)
 
 
 def _alike(a: Tensor, b: Tensor) -> float:
     return torch.cosine_similarity(a.flatten(1), b.flatten(1)).item()
 
 
-def _fill(store: FeatureStore, runner: Runner, bases: dict[str, Basis], progress: Progress) -> None:
+def _fill(store: FeatureStore, runner: Runner, bases: dict[str, Bases], progress: Progress) -> None:
     """Decode, embed and write the shards that are not done; a shard's write overlaps the next one's teachers."""
     pending = store.pending()
     total = sum(len(store.shards[number]) for number in pending)
@@ -189,7 +228,7 @@ def _fill(store: FeatureStore, runner: Runner, bases: dict[str, Basis], progress
 
 
 def _embed_shard(
-    frames: list[Frame], runner: Runner, bases: dict[str, Basis], kind: str, advance
+    frames: list[Frame], runner: Runner, bases: dict[str, Bases], kind: str, advance
 ) -> tuple[dict[str, NDArray], float]:
     """All arrays of one shard, and the seconds that the teachers took."""
     images = np.stack([frame.image for frame in frames])
@@ -203,14 +242,14 @@ def _embed_shard(
         for teacher in runner.teachers:
             name = teacher.spec.name
             for view, axes in enumerate(runner.views):
-                stored = bases[name].apply(runner.embed(teacher, batch.flip(axes)))
-                for scale, cells in runner.scales.items():
-                    maps = area_resample(stored, cells)
-                    spectrum = spectra.spectrum(maps)
-                    arrays[schema.embedding_key(name, scale)][rows, view] = maps.half().cpu().numpy()
-                    arrays[schema.spectrum_key(name, scale)][rows, view] = (
-                        spectra.pack(spectra.low_block(spectrum) if kind == "low" else spectrum).half().cpu().numpy()
-                    )
+                for number, native in runner.embed(teacher, batch.flip(axes)).items():
+                    stored = bases[name][number].apply(native)
+                    for scale in runner.maps[name][number]:
+                        maps = area_resample(stored, runner.scales[scale])
+                        spectrum = spectra.spectrum(maps)
+                        block = spectra.low_block(spectrum) if kind == "low" else spectrum
+                        arrays[schema.embedding_key(name, scale)][rows, view] = maps.half().cpu().numpy()
+                        arrays[schema.spectrum_key(name, scale)][rows, view] = spectra.pack(block).half().cpu().numpy()
         advance(len(batch))
     synchronise(runner.device)
     return arrays, time.perf_counter() - began

@@ -56,14 +56,15 @@ def target_specs(store: FeatureStore, teachers: tuple[str, ...]) -> dict[Key, Ta
         CacheError: a teacher's basis is missing.
     """
     specs: dict[Key, TargetSpec] = {}
-    channels = {entry.name: entry.channels for entry in store.manifest.teachers}
+    entries = {entry.name: entry for entry in store.manifest.teachers}
     for name in teachers:
-        record = store.read_constants(schema.basis_group(name))
-        if record is None:
-            raise CacheError(f"the basis of teacher {name!r} is missing", where=store.location, remedy="run extract again")
+        entry = entries[name]
         for scale, cells in store.manifest.scales.items():
+            record = store.read_constants(schema.basis_of(entry, scale))
+            if record is None:
+                raise CacheError(f"the basis of teacher {name!r} is missing", where=store.location, remedy="run extract again")
             std = float(np.sqrt(record[1]["variances"][scale]))
-            specs[name, scale] = TargetSpec(channels[name], cells, schema.scale_stride(scale), std)
+            specs[name, scale] = TargetSpec(entry.channels_at(scale), cells, schema.scale_stride(scale), std)
     return specs
 
 

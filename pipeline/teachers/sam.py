@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
-from polyp_difom.pipeline.teachers.protocol import DEFAULTS, OWN_WEIGHTS, TEACHERS, Teacher, TeacherSpec
+from polyp_difom.pipeline.teachers.protocol import DEFAULTS, OWN_WEIGHTS, TEACHERS, Request, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
 _HOST = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -18,41 +18,42 @@ MEDSAM_DATA = "medical sets that include endoscopy: polyp frames likely, test fi
 
 
 @TEACHERS.register("sam")
-def load_sam(variant: str | None, weights: str | None) -> Teacher:
+def load_sam(request: Request) -> Teacher:
     """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells. A MedSAM
     checkpoint loads too, under SAM's preprocessing; `medsam` gives it its own.
     """
-    if variant is None or variant not in PUBLISHED:
-        raise UsageError(f"unknown SAM size {variant!r}", wanted=f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}")
-    data = OWN_WEIGHTS if weights else SAM_DATA
-    return _load(f"sam:{variant}", variant, weights or PUBLISHED[variant], "imagenet", data)
+    size = request.variant
+    if size not in PUBLISHED:
+        raise UsageError(f"unknown SAM size {size!r}", wanted=f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}")
+    data = OWN_WEIGHTS if request.weights else SAM_DATA
+    return _load(request, size, request.weights or PUBLISHED[size], "imagenet", data)
 
 
 @TEACHERS.register("medsam")
-def load_medsam(variant: str | None, weights: str | None) -> Teacher:
+def load_medsam(request: Request) -> Teacher:
     """MedSAM's ViT-B with its own preprocessing (each frame scaled to 0..1); its checkpoint must be given."""
-    if variant:
-        raise UsageError(f"medsam has no variant {variant!r}", wanted="medsam")
-    if weights is None:
+    request.refuse_variant()
+    if request.weights is None:
         raise MissingDependencyError(
             "MedSAM's weights have no published URL with a digest", remedy="give --weights medsam=PATH (medsam_vit_b.pth)"
         )
-    return _load("medsam", "vit_b", weights, "minmax", MEDSAM_DATA)
+    return _load(request, "vit_b", request.weights, "minmax", MEDSAM_DATA)
 
 
-def _load(name: str, variant: str, weights: str, preprocessing: str, contamination: str) -> Teacher:
+def _load(request: Request, size: str, weights: str, preprocessing: str, contamination: str) -> Teacher:
+    name = request.name
     try:
         from segment_anything import sam_model_registry
     except ImportError as error:
         raise MissingDependencyError(
             f"teacher {name!r} needs the segment-anything package", got=error, remedy="pip install segment-anything"
         ) from error
-    path = fetch(weights, teacher=name)
+    path = fetch(weights, teacher=name, licence="Apache-2.0", say=request.say)
     state = load_state(path, teacher=name)
-    encoder = sam_model_registry[variant]().image_encoder
+    encoder = sam_model_registry[size]().image_encoder
     prefix = "image_encoder."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     load_into(encoder, own, path, teacher=name)
-    stride = encoder.patch_embed.proj.stride[0]
-    channels = encoder.neck[-1].weight.numel()
-    return Teacher(TeacherSpec(name, encoder.img_size, preprocessing, stride, channels, "Apache-2.0", contamination), encoder)
+    side, strides = request.fixed_side(encoder.img_size), (encoder.patch_embed.proj.stride[0],)
+    channels = (encoder.neck[-1].weight.numel(),)
+    return Teacher(TeacherSpec(name, side, preprocessing, strides, channels, "Apache-2.0", contamination), encoder)

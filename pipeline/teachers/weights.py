@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ def weights_home() -> Path:
     return Path(os.environ.get("POLYP_DIFOM_WEIGHTS") or Path.home() / ".cache" / "polyp-difom")
 
 
-def fetch(source: str, *, teacher: str) -> Path:
+def fetch(source: str, *, teacher: str, licence: str = "unknown", say: Callable[[str], None] = lambda text: None) -> Path:
     """Local file for `source`: a path, or "https://...#sha256=HEX" (downloaded once, verified, renamed into place).
+
+    Before a download, `say` is told its size and licence.
 
     Raises:
         UsageError: a URL without a digest. MissingDependencyError: no such file, no network, or a wrong digest.
@@ -48,7 +51,7 @@ def fetch(source: str, *, teacher: str) -> Path:
         )
     target = _target(url, digest)
     if not target.is_file():
-        _download(url, digest, target, teacher)
+        _download(url, digest, target, teacher, lambda size: say(f"downloading {url}: {size}, licence {licence}"))
     elif (actual := _sha256(target)) != digest:
         raise MissingDependencyError(
             f"the downloaded weights of teacher {teacher!r} are damaged", where=target, got=f"sha256 {actual}",
@@ -69,11 +72,16 @@ def downloaded(source: str) -> Path | None:
     return target if target.is_file() else None
 
 
+def megabytes(size: int | str | None) -> str:
+    """Bytes in words: "358 MiB"; "size unknown" where a server does not say."""
+    return f"{int(size) / 2**20:,.0f} MiB" if size else "size unknown"
+
+
 def _target(url: str, digest: str) -> Path:
     return weights_home() / f"{digest[:16]}-{Path(url).name}"
 
 
-def _download(url: str, digest: str, target: Path, teacher: str) -> None:
+def _download(url: str, digest: str, target: Path, teacher: str, announce: Callable[[str], None]) -> None:
     if not url.startswith("https://"):
         raise UsageError(f"the weights URL of teacher {teacher!r} is not https", where=url)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +89,7 @@ def _download(url: str, digest: str, target: Path, teacher: str) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".partial", delete=False) as partial:
         try:
             with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - https only, digest checked below
+                announce(megabytes(response.headers.get("Content-Length")))
                 while block := response.read(_BLOCK):
                     actual.update(block)
                     partial.write(block)

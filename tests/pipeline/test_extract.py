@@ -117,7 +117,7 @@ def test_stored_maps_are_the_teachers_output_in_the_basis_averaged_over_areas(
     for row in (0, 7, len(store) - 1):
         image = torch.from_numpy(read_frame(pairs[store.samples.ids[row]], 64).image).float()[None] / 255
         for view, picture in enumerate((image, image.flip(-1))):
-            maps = teacher(picture)[0].double().numpy()
+            maps = teacher(picture)[0][0].double().numpy()
             native = np.einsum("ci,ihw->chw", basis["rotation"], maps - basis["mean"][:, None, None]) / attrs["scale"]
             cells = CELLS[scale]
             if cells >= 4:  # every stored cell lies within one teacher cell

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,11 +17,12 @@ class StudentTester:
     name: str
     published: str
     parameters: int
-    parameters_with_latents: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    @pytest.fixture(params=[False, True], ids=["plain", "latents"])
-    def student(self, request: pytest.FixtureRequest) -> Student:
-        return build_student(self.name, latents=request.param)
+    @pytest.fixture
+    def student(self) -> Student:
+        return build_student(self.name)
 
     def test_logits_have_the_frame_size(self, student: Student) -> None:
         for side in (2 * student.stride, 6 * student.stride):
@@ -42,12 +45,6 @@ class StudentTester:
 
     def test_there_is_a_tap_at_the_bottleneck_and_one_on_each_side(self, student: Student) -> None:
         assert {"encoder", "bottleneck", "decoder"} <= {tap.role for tap in student.taps}
-
-    def test_latents_come_only_on_request(self) -> None:
-        for latents in (False, True):
-            taps = [tap for tap in build_student(self.name, latents).taps if tap.role == "latent"]
-            assert [tap.name for tap in taps] == (["latent1", "latent2"] if latents else [])
-            assert all(tap.channels == 256 for tap in taps)
 
     def test_a_side_that_does_not_fit_is_refused_with_one_that_does(self, student: Student) -> None:
         side = 2 * student.stride + 1
@@ -73,9 +70,7 @@ class StudentTester:
         assert not {"mean", "std"} & set(student.state_dict())
         student.eval()
         frames = torch.rand(1, 3, 64, 64)
-        inputs = (frames - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
-            :, None, None
-        ]
+        inputs = (frames - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
         torch.testing.assert_close(student(frames), student.segment(inputs)[0])
 
     def test_the_encoder_holds_all_that_comes_before_the_bottleneck(self, student: Student) -> None:
@@ -97,10 +92,52 @@ class StudentTester:
 
     def test_the_parameter_count_is_the_known_one(self) -> None:
         assert parameter_count(build_student(self.published)) == self.parameters
+
+    def test_an_exported_network_answers_as_torch_does_for_other_batches_than_the_traced_one(self, tmp_path: Path) -> None:
+        runtime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnx")
+        student = build_student(self.name).eval()
+        frames = torch.rand(3, 3, 2 * student.stride, 2 * student.stride)
+        torch.onnx.export(
+            student, (frames[:1],), str(tmp_path / "s.onnx"), dynamo=False, opset_version=17, input_names=["frames"],
+            output_names=["logits"], dynamic_axes={"frames": {0: "b"}, "logits": {0: "b"}},
+        )  # fmt: skip
+        wanted = student(frames).detach()
+        (said,) = runtime.InferenceSession(tmp_path / "s.onnx").run(None, {"frames": frames.numpy()})
+        torch.testing.assert_close(torch.from_numpy(said), wanted, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            traced = torch.jit.trace(student, frames[:1])
+        torch.testing.assert_close(traced(frames), wanted, rtol=1e-4, atol=1e-4)
+
+
+class LatentsTester(StudentTester):
+    """What a student owes that has a place for L1 and L2; everything else must hold with and without them."""
+
+    parameters_with_latents: int
+
+    @pytest.fixture(params=[False, True], ids=["plain", "latents"])
+    def student(self, request: pytest.FixtureRequest) -> Student:
+        return build_student(self.name, latents=request.param)
+
+    def test_latents_come_only_on_request(self) -> None:
+        for latents in (False, True):
+            taps = [tap for tap in build_student(self.name, latents).taps if tap.role == "latent"]
+            assert [tap.name for tap in taps] == (["latent1", "latent2"] if latents else [])
+            assert all(tap.channels == 256 for tap in taps)
+
+    def test_the_parameter_count_with_latents_is_the_known_one(self) -> None:
         assert parameter_count(build_student(self.published, latents=True)) == self.parameters_with_latents
 
 
-class TestUNet(StudentTester):
+class NoLatentsTester(StudentTester):
+    """What a student owes that has none."""
+
+    def test_latents_are_refused(self) -> None:
+        with pytest.raises(UsageError, match="no latents"):
+            build_student(self.name, latents=True)
+
+
+class TestUNet(LatentsTester):
     name = "unet:4"
     published = "unet"
     parameters = 7_849_601
@@ -115,7 +152,56 @@ class TestUNet(StudentTester):
             build_student(f"unet:{width}")
 
 
+class TestUNetPlusPlus(LatentsTester):
+    name = "unetpp:4"
+    published = "unetpp"
+    parameters = 9_159_681  # published: 9.16 M
+    parameters_with_latents = 9_881_089
+
+    def test_an_unknown_width_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"unknown U-Net\+\+ width"):
+            build_student("unetpp:3")
+
+
+class TestLight(LatentsTester):
+    name = published = "light"
+    parameters = 3_030_593
+    parameters_with_latents = 3_715_137
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+class TestPraNet(NoLatentsTester):
+    name = published = "pranet"
+    parameters = 32_547_319 - 2_049_000  # published: 32.55 M, with the encoder's unused classifier of 1,000 ImageNet classes
+
+
+class TestSmp(NoLatentsTester):
+    name = published = "smp:FPN/tu-mobilenetv3_small_050"
+    parameters = 1_983_265
+
+    @pytest.fixture(autouse=True)
+    def _package(self) -> None:
+        pytest.importorskip("segmentation_models_pytorch")
+
+
 def test_an_unknown_student_is_answered_with_close_matches() -> None:
     with pytest.raises(UsageError, match="unknown student 'unett'") as caught:
         build_student("unett")
     assert "unet" in str(caught.value.details["next"])
+
+
+@pytest.mark.parametrize("name", ["unet:4", "unetpp:4"])
+def test_a_student_without_pretrained_weights_has_nothing_to_load(name: str) -> None:
+    states = []
+    for pretrained in (False, True):
+        torch.manual_seed(0)
+        student = build_student(name, pretrained=pretrained)
+        states.append(student.state_dict())
+    assert student.pretraining is None
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", ["pranet:small", "light:2"])
+def test_a_variant_of_a_student_that_has_none_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="has no variant"):
+        build_student(name)

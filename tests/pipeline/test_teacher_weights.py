@@ -53,6 +53,12 @@ def test_a_url_without_a_digest_is_refused(source: str) -> None:
         fetch(source, teacher="sam:vit_b")
 
 
+class Response(io.BytesIO):
+    """Bytes with headers."""
+
+    headers: dict[str, str]
+
+
 class Web:
     """Stands in for urllib: serves bytes, counts visits, may break off half-way."""
 
@@ -61,7 +67,8 @@ class Web:
 
     def __call__(self, url: str, timeout: float) -> io.BytesIO:
         self.visits += 1
-        stream = io.BytesIO(self.content)
+        stream = Response(self.content)
+        stream.headers = {"Content-Length": str(len(self.content))}
         if self.error is not None:
             serve, error = stream.read, self.error
             parts = iter([serve(1)])
@@ -90,10 +97,12 @@ def test_a_download_is_verified_kept_and_not_repeated(home: Path, monkeypatch: p
     web = Web(content)
     monkeypatch.setattr("urllib.request.urlopen", web)
     assert downloaded(source_of(content)) is None
-    path = fetch(source_of(content), teacher="t")
+    said: list[str] = []
+    path = fetch(source_of(content), teacher="t", licence="MIT", say=said.append)
     assert path.read_bytes() == content
-    assert fetch(source_of(content), teacher="t") == path == downloaded(source_of(content))
+    assert fetch(source_of(content), teacher="t", say=said.append) == path == downloaded(source_of(content))
     assert web.visits == 1
+    assert said == [f"downloading {URL}: 3 MiB, licence MIT"]
     assert list(home.iterdir()) == [path]
 
 

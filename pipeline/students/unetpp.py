@@ -1,0 +1,61 @@
+"""U-Net++ (arXiv 1807.10165): between encoder and decoder, nodes X(i, j) that read all earlier nodes of their depth.
+
+Node X(i, j) has stride 2^i; X(i, 0) is the encoder, X(0, 4) feeds the head. Without deep supervision. Widths as in `unet`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
+from polyp_difom.pipeline.students.unet import LATENT_CHANNELS, ConvBlock, Latents, base_width
+
+DEPTH = 4
+
+
+class UNetPlusPlus(Student):
+    """Taps: `encoder8` X(3, 0), `decoder8` X(3, 1), `bottleneck` X(4, 0) at stride 16, `latent1`, `latent2` if asked for."""
+
+    stride = 2**DEPTH
+
+    def __init__(self, base: int = 32, latents: bool = False):
+        super().__init__()
+        widths = [base << level for level in range(DEPTH + 1)]
+        self.encoder: nn.ModuleList = nn.ModuleList(ConvBlock(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.latents = Latents(widths[DEPTH]) if latents else None
+        below = [*widths[:DEPTH], 2 * LATENT_CHANNELS if latents else widths[DEPTH]]
+        self.nodes = nn.ModuleDict({
+            f"{i}-{j}": ConvBlock(j * widths[i] + (below if j == 1 else widths)[i + 1], widths[i])
+            for j in range(1, DEPTH + 1) for i in range(DEPTH + 1 - j)
+        })  # fmt: skip
+        self.head = nn.Conv2d(base, 1, 1)
+        self.taps = (
+            Tap("encoder8", widths[3], 8, "encoder"),
+            Tap("bottleneck", widths[4], 16, "bottleneck"),
+            Tap("decoder8", widths[3], 8, "decoder"),
+        )
+        if latents:
+            self.taps += tuple(Tap(name, LATENT_CHANNELS, 16, "latent") for name in ("latent1", "latent2"))
+
+    def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Student.segment`."""
+        rows = [[self.encoder[0](inputs)]]
+        for block in self.encoder[1:]:
+            rows.append([block(F.max_pool2d(rows[-1][0], 2))])
+        taps = {"encoder8": rows[3][0], "bottleneck": rows[DEPTH][0]}
+        if self.latents is not None:
+            taps["latent1"], taps["latent2"] = self.latents(rows[DEPTH][0])
+            rows[DEPTH] = [torch.cat([taps["latent1"], taps["latent2"]], 1)]
+        for j in range(1, DEPTH + 1):
+            for i in range(DEPTH + 1 - j):
+                upper = F.interpolate(rows[i + 1][j - 1], scale_factor=2.0, mode="bilinear", align_corners=False)
+                rows[i].append(self.nodes[f"{i}-{j}"](torch.cat([*rows[i], upper], 1)))
+        return self.head(rows[0][DEPTH]), taps | {"decoder8": rows[3][1]}
+
+
+@STUDENTS.register("unetpp")
+def build_unetpp(variant: str | None, latents: bool, pretrained: bool) -> UNetPlusPlus:
+    """`unetpp` (base width 32) or `unetpp:B` with B channels at full resolution; nothing is pretrained."""
+    return UNetPlusPlus(base_width("U-Net++", "unetpp", variant), latents)
