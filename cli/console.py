@@ -18,6 +18,7 @@ INTERRUPTED = 130
 GO_ON = {
     "extract": "; what was finished is kept, the same command goes on from there",
     "distill": "; the last whole epoch is kept, the same command with --resume goes on from there",
+    "predict": "; what was predicted until then is kept",
 }
 """What a user is told after Ctrl-C, by command."""
 F = TypeVar("F", bound=Callable[..., None])

@@ -18,8 +18,8 @@ from polyp_difom.cache.errors import DataError
 
 # Okabe & Ito, Color Universal Design (2008): yellow and sky blue differ in hue and in lightness
 _TRUTH = (240, 228, 66)
-_PREDICTION = (86, 180, 233)
-_RIM = (0, 0, 0)
+PREDICTION = (86, 180, 233)
+RIM = (0, 0, 0)
 _PAPER = (22, 22, 22)
 _INK = (240, 240, 240)
 _SMOOTHING = 2  # outlines are drawn at this multiple of the frame's size, then averaged down
@@ -55,7 +55,7 @@ def overlay(
     line = max(2.0, min(height, width) / 110)
     canvas = Image.fromarray(image).resize((width * _SMOOTHING, height * _SMOOTHING), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
-    for mask, colour, dashed in ((truth, _TRUTH, False), (prediction, _PREDICTION, True)):
+    for mask, colour, dashed in ((truth, _TRUTH, False), (prediction, PREDICTION, True)):
         for path in [] if mask is None else outlines(mask):
             _stroke(pen, _softened(path, line) * _SMOOTHING, line * _SMOOTHING, colour, dashed)
     drawn = canvas.resize((width, height), Image.Resampling.BOX)
@@ -125,7 +125,7 @@ def _softened(path: Path, line: float) -> Path:
 def _stroke(pen: ImageDraw.ImageDraw, path: Path, width: float, colour: tuple[int, int, int], dashed: bool) -> None:
     """Draw a closed path; the dark rim is a little wider than the line, and fills the gaps between the dashes."""
     closed = np.concatenate([path, path[:2]])
-    _polyline(pen, closed, width * 1.8, _RIM)
+    _polyline(pen, closed, width * 1.8, RIM)
     if not dashed:
         _polyline(pen, closed, width, colour)
         return
@@ -146,7 +146,7 @@ def _strip(width: int, caption: str, truth: NDArray[np.bool_] | None, prediction
     size = max(11.0, width / 26)
     font = ImageFont.load_default(size)
     rows = _wrapped(caption, font, width - size)
-    entries = (("truth", truth, _TRUTH, False), ("prediction", prediction, _PREDICTION, True))
+    entries = (("truth", truth, _TRUTH, False), ("prediction", prediction, PREDICTION, True))
     labels = [
         (name if mask.any() else f"{name} (empty)", colour, dashed)
         for name, mask, colour, dashed in entries
@@ -160,7 +160,7 @@ def _strip(width: int, caption: str, truth: NDArray[np.bool_] | None, prediction
     left, middle = size / 2, size * 0.3 + len(rows) * leading + size * 0.6
     for text, colour, dashed in labels:
         sample = np.array([[left, middle], [left + size * 2.2, middle]])
-        _polyline(pen, sample, size / 2.6, _RIM)
+        _polyline(pen, sample, size / 2.6, RIM)
         for begin, end in ((0.0, 0.27), (0.37, 0.63), (0.73, 1.0)) if dashed else ((0.0, 1.0),):
             _polyline(pen, sample[0] + np.outer([begin, end], sample[1] - sample[0]), size / 4.5, colour)
         pen.text((left + size * 2.6, middle), text, _INK, font, anchor="lm")

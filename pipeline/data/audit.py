@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from polyp_difom.cache.errors import DataError
 from polyp_difom.pipeline.data.frames import binarize, pixel_digest, read_image, read_mask_values
 from polyp_difom.pipeline.data.layouts import detect_layout, find_pairs
 from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.sources import Source
 from polyp_difom.pipeline.data.splitting import SPLITS, assign_splits
+from polyp_difom.pipeline.data.twins import Looks, Twin, closest_twins, groups, look, stacked, thumbnail, twins_within
 
-THUMBNAIL = 32  # side, pixels
-TWIN_CORRELATION = 0.95
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
@@ -35,12 +34,18 @@ class FileError:
 
 
 @dataclass(frozen=True)
-class NearTwin:
-    """A test frame and the frame outside test that it resembles most."""
+class Comparison:
+    """Another folder's frames that this set's frames resemble.
 
-    test: str
-    other: str
-    correlation: float
+    Attributes:
+        root: that folder.
+        frames: how many frames it holds.
+        twins: each frame of this set that has a twin there, with the closest.
+    """
+
+    root: str
+    frames: int
+    twins: list[Twin]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,11 @@ class AuditReport:
         errors: every file that cannot be used.
         identical: groups of ids whose decoded pixels are equal.
         leaks: those of them that lie in more than one split.
-        near_twins: each test frame whose thumbnail correlates above 0.95 with one outside test, with the closest such frame.
+        twins: every pair of frames that are identical or whose thumbnails correlate above 0.95, mirrored or not.
+        twin_groups: frames that those pairs link, largest group first.
+        near_twins: each test frame that has a twin outside test, with the closest such frame.
+        validation_twins: likewise each validation frame that has a twin in train.
+        against: the same for the frames of other folders.
     """
 
     root: str
@@ -77,7 +86,11 @@ class AuditReport:
     errors: list[FileError]
     identical: list[list[str]]
     leaks: list[list[str]]
-    near_twins: list[NearTwin]
+    twins: list[Twin]
+    twin_groups: list[list[str]]
+    near_twins: list[Twin]
+    validation_twins: list[Twin]
+    against: list[Comparison]
 
 
 def audit(
@@ -85,6 +98,7 @@ def audit(
     layout: str | None = None,
     policy: str = "auto",
     progress: Callable[[Sequence[Pair]], Iterable[Pair]] = iter,
+    against: Sequence[Source] = (),
 ) -> AuditReport:
     """Reads every frame and mask of a data set and reports what it finds; damaged files are collected, not raised.
 
@@ -92,17 +106,22 @@ def audit(
         root: the data set's folder.
         layout: as in `find_pairs`.
         policy: as in `assign_splits`; leaks are judged by this split.
-        progress: wraps the iteration over the pairs, for a progress bar.
+        progress: wraps each iteration over pairs, for a progress bar.
+        against: other folders, say those that a model was trained on, whose frames to look for in this one.
 
     Raises:
-        DataError: frames and masks do not pair, or the split does not fit them.
+        DataError: frames and masks do not pair, the split does not fit them, or a picture of the other folders cannot be read.
     """
     layout = layout or detect_layout(root)
     pairs, reason = assign_splits(find_pairs(root, layout), policy)
+    elsewhere = [find_pairs(source.root, source.layout) for source in against]
     seen = _Findings()
     for pair in progress(pairs):
         seen.inspect(pair)
     split_of = {pair.id: str(pair.split) for pair in pairs}
+    looks = seen.looks()
+    in_split = {split: looks.only([split_of[name] == split for name in looks.ids]) for split in SPLITS}
+    twins = twins_within(looks)
     identical = [ids for ids in seen.by_pixels.values() if len(ids) > 1]
     counts = Counter(split_of.values())
     return AuditReport(
@@ -119,7 +138,14 @@ def audit(
         errors=seen.errors,
         identical=identical,
         leaks=[ids for ids in identical if len({split_of[name] for name in ids}) > 1],
-        near_twins=_near_twins(seen.thumbnails, split_of),
+        twins=twins,
+        twin_groups=groups(twins),
+        near_twins=closest_twins(in_split["test"], looks.only([split_of[name] != "test" for name in looks.ids])),
+        validation_twins=closest_twins(in_split["val"], in_split["train"]),
+        against=[
+            Comparison(str(source.root), len(others), closest_twins(looks, look(progress(others))))
+            for source, others in zip(against, elsewhere, strict=True)
+        ],
     )
 
 
@@ -154,14 +180,19 @@ class _Findings:
     def _note_image(self, pair: Pair, image: NDArray[np.uint8]) -> None:
         self.sizes.append((image.shape[0], image.shape[1]))
         self.by_pixels[pixel_digest(image)].append(pair.id)
-        grey = Image.fromarray(image).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-        self.thumbnails[pair.id] = np.asarray(grey, dtype=np.float32).ravel()
+        self.thumbnails[pair.id] = thumbnail(image)
 
     def _note_mask(self, pair: Pair, foreground: NDArray[np.bool_]) -> None:
         if foreground.any():
             self.lesion_shares.append(float(foreground.mean()))
         else:
             self.empty_masks.append(pair.id)
+
+    def looks(self) -> Looks:
+        """All readable frames, in their order."""
+        digests = {name: digest for digest, names in self.by_pixels.items() for name in names}
+        ids = list(self.thumbnails)
+        return Looks(ids, [digests[name] for name in ids], stacked(list(self.thumbnails.values())))
 
 
 def _range(values: list[int]) -> dict[str, float]:
@@ -170,26 +201,3 @@ def _range(values: list[int]) -> dict[str, float]:
 
 def _quantiles(values: list[float]) -> dict[str, float]:
     return {name: float(np.quantile(values, at)) for name, at in QUANTILES.items()} if values else {}
-
-
-def _near_twins(thumbnails: dict[str, NDArray[np.float32]], split_of: dict[str, str]) -> list[NearTwin]:
-    """For each test frame its closest frame outside test, where their Pearson correlation is above 0.95."""
-    test = [name for name in thumbnails if split_of[name] == "test"]
-    others = [name for name in thumbnails if split_of[name] != "test"]
-    if not test or not others:
-        return []
-    correlation = _standardized(thumbnails, test) @ _standardized(thumbnails, others).T  # [n test, n others]
-    closest = correlation.argmax(axis=1)
-    return [
-        NearTwin(name, others[column], round(float(row[column]), 4))
-        for name, row, column in zip(test, correlation, closest, strict=True)
-        if row[column] > TWIN_CORRELATION
-    ]
-
-
-def _standardized(thumbnails: dict[str, NDArray[np.float32]], names: list[str]) -> NDArray[np.float32]:
-    """Thumbnails of zero mean and unit length, float32 [n, 1024]; an even one stays zero and resembles nothing."""
-    rows = np.stack([thumbnails[name] for name in names])
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)

@@ -24,7 +24,7 @@ VIEWS = ("identity", "hflip", "vflip", "rot180")
 
 _AXES: dict[str, tuple[int, ...]] = {"identity": (), "hflip": (-1,), "vflip": (-2,), "rot180": (-2, -1)}
 # what the decoders raise on damaged files
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -66,7 +66,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: missing, truncated, undecodable, animated or too large.
     """
-    return np.array(_rgb(_decode(_read_bytes(path), path), path))
+    return np.array(as_rgb(decode(read_bytes(path), path), path))
 
 
 def pixel_digest(image: NDArray[np.uint8]) -> str:
@@ -80,14 +80,14 @@ def read_mask_values(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: as `read_image`.
     """
-    return _mask_values(_read_bytes(path), path)
+    return _mask_values(read_bytes(path), path)
 
 
 def _mask_values(data: bytes, path: Path) -> NDArray[np.uint8]:
-    image = _decode(data, path)
+    image = decode(data, path)
     if image.mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))
-    return np.asarray(_rgb(image, path)).max(axis=-1)
+    return np.asarray(as_rgb(image, path)).max(axis=-1)
 
 
 def binarize(values: NDArray[np.uint8], path: Path, expected_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -135,10 +135,10 @@ def read_frame(pair: Pair, size: int) -> Frame:
     """
     if size < 1:
         raise UsageError("the frame side must be positive", where="size", got=size, wanted="at least 1")
-    data = _read_bytes(pair.image)
-    image = _rgb(_decode(data, pair.image), pair.image)
+    data = read_bytes(pair.image)
+    image = as_rgb(decode(data, pair.image), pair.image)
     width, height = image.size
-    mask_data = _read_bytes(pair.mask)
+    mask_data = read_bytes(pair.mask)
     foreground = binarize(_mask_values(mask_data, pair.mask), pair.mask, (height, width))
     # Pillow's resize filters over the whole support when it shrinks: antialiased by construction
     squared = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))  # [S, S, 3]
@@ -185,7 +185,8 @@ def flip(array: NDArray, view: str) -> NDArray:
     return np.ascontiguousarray(np.flip(array, flip_axes(view)))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; DataError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -194,7 +195,7 @@ def _read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def _decode(data: bytes, path: Path) -> Image.Image:
+def decode(data: bytes, path: Path) -> Image.Image:
     """One decoded image, upright; DataError for anything else."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -204,7 +205,7 @@ def _decode(data: bytes, path: Path) -> Image.Image:
             if count == 1 and (limit is None or pixels <= limit):
                 image.load()
                 return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "no known image format" if unknown else str(error) or type(error).__name__
         raise DataError(
@@ -226,7 +227,7 @@ def _decode(data: bytes, path: Path) -> Image.Image:
     )
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """Any decoded image as 8-bit RGB; 16-bit grey is divided by 257, so 65535 becomes 255."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)

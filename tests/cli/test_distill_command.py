@@ -1,4 +1,4 @@
-"""`distill` and `evaluate` from the user's side."""
+"""`distill` from the user's side."""
 
 from __future__ import annotations
 
@@ -176,103 +176,6 @@ def test_an_existing_run_is_refused_and_both_ways_on_are_named(
 def test_a_run_below_a_file_is_refused(refused: Refused, store: FeatureStore, light: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert "cannot be made" in refused(1, "distill", "--cache", store.location, *light, "-o", tmp_path / "file/run")
-
-
-# evaluate
-
-
-@pytest.fixture
-def run(finished_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
-
-
-def test_evaluate_prints_a_table_and_where_its_files_are(cli: Callable, run: Path, frames: Path) -> None:
-    result = cli("evaluate", run, "-d", frames, "--device", "cpu")
-    assert result.exit_code == 0, result.stderr
-    assert "synthetic" in result.stdout
-    assert str(run / "results.csv") in result.stdout
-    assert "warning" not in result.stderr
-
-
-def test_json_of_an_evaluation_is_one_object_and_agrees_with_the_file(cli: Callable, run: Path, frames: Path) -> None:
-    result = cli("evaluate", run, "-d", frames, "--split", "all", "--json", "--device", "cpu")
-    said = json.loads(result.stdout)
-    row = (run / "results.csv").read_text().splitlines()[1].split(",")
-    assert row[:4] == ["synthetic", "all", "per-image", "24"]
-    assert float(row[4]) == said["sets"][0]["mdice"]
-    assert all(Path(path).is_file() for path in said["overlays"])
-
-
-@pytest.mark.parametrize(
-    ("options", "warned"),
-    [
-        (["--split", "all"], "22 of these frames (20 train, 2 val)"),
-        (["--split", "test", "--split-seed", "1"], "of these frames"),
-        (["--split", "val", "--split-seed", "1"], "of these frames"),
-        (["--split", "all", "-q"], "22 of these frames"),
-        (["--split", "test"], None),
-        (["--split", "val"], None),
-        (["--split", "train"], None),
-    ],
-)
-def test_scoring_frames_of_the_training_is_warned_of(
-    options: list[str], warned: str | None, cli: Callable, run: Path, frames: Path
-) -> None:
-    result = cli("evaluate", run, "-d", frames, "--overlays", "0", "--device", "cpu", *options)
-    assert result.exit_code == 0
-    assert ("warning: the run has seen" in result.stderr) is (warned is not None)
-    assert (warned or "") in result.stderr
-
-
-def test_several_data_sets_and_protocols_are_scored_by_one_command_each(
-    cli: Callable, run: Path, frames: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(frames, tmp_path / "second")
-    for protocol in ("per-image", "pranet", "pooled-6"):
-        result = cli(
-            "evaluate",
-            run,
-            "-d",
-            frames,
-            "-d",
-            f"folder={tmp_path / 'second'}",
-            "--protocol",
-            protocol,
-            "--json",
-            "--split",
-            "all",
-            "--device",
-            "cpu",
-        )
-        assert {s["dataset"] for s in json.loads(result.stdout)["sets"]} == {"synthetic", "second"}
-    assert len((run / "results.csv").read_text().splitlines()) == 1 + 2 * 3
-
-
-@pytest.mark.parametrize(
-    ("code", "options", "said"),
-    [
-        (2, ["--split", "tests"], ["unknown split", "tests"]),
-        (2, ["--protocol", "pranett"], ["unknown protocol", "did you mean pranet"]),
-        (2, ["--overlays", "-1"], ["--overlays"]),
-        (2, ["--device", "tpu"], ["unknown device"]),
-    ],
-)
-def test_an_evaluation_option_that_cannot_be_used_is_named(
-    code: int, options: list[str], said: list[str], refused: Refused, run: Path, frames: Path
-) -> None:
-    message = refused(code, "evaluate", run, "-d", frames, *options)
-    for words in said:
-        assert words in message
-    assert not (run / "results.csv").exists()
-
-
-def test_evaluating_what_is_no_run_is_refused(refused: Refused, frames: Path, tmp_path: Path) -> None:
-    assert "no run here" in refused(1, "evaluate", tmp_path / "nowhere", "-d", frames)
-    assert "no run here" in refused(1, "evaluate", frames, "-d", frames)
-
-
-def test_evaluating_on_no_data_is_refused(refused: Refused, run: Path, tmp_path: Path) -> None:
-    assert "no such folder" in refused(3, "evaluate", run, "-d", tmp_path / "nowhere")
 
 
 def test_resume_needs_no_more_than_the_run_folder(

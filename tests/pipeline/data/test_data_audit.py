@@ -10,6 +10,7 @@ from PIL import Image
 from polyp_difom.cache.errors import DataError
 from polyp_difom.pipeline.data.audit import audit
 from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.sources import Source
 
 SIDE = 48
 TEST = {"t0", "t1", "t2"}
@@ -60,7 +61,7 @@ def test_identical_frames_across_splits_are_leaks(root: Path) -> None:
 
 
 def test_near_twins_of_test_frames_are_found_and_strangers_are_not(root: Path) -> None:
-    twins = {twin.test: twin for twin in check(root).near_twins}
+    twins = {twin.frame: twin for twin in check(root).near_twins}
     assert set(twins) == {"clinic/t0", "clinic/t1"}
     assert twins["clinic/t1"].other == "clinic/f1"
     assert 0.95 < twins["clinic/t1"].correlation <= 1.0001
@@ -69,7 +70,7 @@ def test_near_twins_of_test_frames_are_found_and_strangers_are_not(root: Path) -
 def test_even_frames_resemble_nothing(root: Path) -> None:
     for stem in ("f2", "t2"):
         Image.new("RGB", (SIDE, SIDE), (9, 9, 9) if stem == "f2" else (200, 0, 0)).save(root / "images" / f"{stem}.png")
-    assert "clinic/t2" not in {twin.test for twin in check(root).near_twins}
+    assert "clinic/t2" not in {twin.frame for twin in check(root).near_twins}
 
 
 def test_all_bad_files_are_collected(root: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_set_without_one_readable_file_is_still_reported(root: Path) -> None:
 
 def test_the_report_is_plain_json(root: Path) -> None:
     report = json.loads(json.dumps(dataclasses.asdict(check(root))))
-    assert report["near_twins"][0]["test"] == "clinic/t0"
+    assert report["near_twins"][0]["frame"] == "clinic/t0"
 
 
 def test_progress_sees_every_pair(root: Path) -> None:
@@ -120,3 +121,37 @@ def test_frames_that_do_not_pair_stop_the_audit(root: Path) -> None:
     (root / "masks" / "f1.png").unlink()
     with pytest.raises(DataError, match="image without a mask"):
         audit(root)
+
+
+def test_twins_within_a_split_are_grouped_and_mirrored_ones_belong(root: Path) -> None:
+    mirrored = Image.open(root / "images" / "f5.png").transpose(Image.Transpose.ROTATE_180)
+    mirrored.save(root / "images" / "f6.png")
+    report = check(root)
+    assert ["clinic/f5", "clinic/f6"] in report.twin_groups
+    (twin,) = [twin for twin in report.twins if twin.frame == "clinic/f5"]
+    assert (twin.view, twin.identical) == ("rot180", False)
+
+
+def test_validation_frames_with_twins_in_train_are_named(root: Path) -> None:
+    splits = dict(line.split(",") for line in (root.parent / "split.csv").read_text().splitlines()[1:])
+    splits |= {"f2": "val", "f3": "train"}
+    (root.parent / "split.csv").write_text("stem,split\n" + "".join(f"{stem},{split}\n" for stem, split in splits.items()))
+    Image.fromarray(scene(3) + 5).save(root / "images" / "f2.png")
+    assert [(twin.frame, twin.other) for twin in check(root).validation_twins] == [("clinic/f2", "clinic/f3")]
+
+
+def test_frames_of_other_folders_are_found_here(root: Path, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "trained" / kind).mkdir(parents=True)
+    for stem, image in (("a", scene(0)), ("b", scene(2)[:, ::-1] + 9), ("c", scene(55))):
+        Image.fromarray(image).save(tmp_path / "trained" / "images" / f"{stem}.png")
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(tmp_path / "trained" / "masks" / f"{stem}.png")
+    report = audit(root, policy=str(root.parent / "split.csv"), against=[Source(tmp_path / "trained")])
+    (other,) = report.against
+    found = {twin.frame: (twin.other, twin.view, twin.identical) for twin in other.twins}
+    assert other.frames == 3
+    assert found == {
+        "clinic/f0": ("trained/a", "identity", True),
+        "clinic/t0": ("trained/a", "identity", True),
+        "clinic/f2": ("trained/b", "hflip", False),
+    }

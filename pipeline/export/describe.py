@@ -1,0 +1,80 @@
+"""What an exported file says of itself: where it comes from, what it takes and gives, its figures and terms."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polyp_difom.pipeline.models.exported import Description, Port, Precision
+from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
+
+LOCAL = ("cache", "device", "export")
+"""Of the header, what concerns the machine that trained, or an earlier export, and no one else."""
+RESEARCH = "research and educational use only"
+TERMS = {
+    "kvasir-seg": f"Kvasir-SEG (Simula; Jha et al., MMM 2020): {RESEARCH}",
+    "cvc-clinicdb": f"CVC-ClinicDB (Hospital Clinic Barcelona, CVC Barcelona; Bernal et al., 2015): {RESEARCH}, not commercial",
+}
+"""Terms of data sets, by layout."""
+
+
+def describe(
+    name: str,
+    header: Mapping[str, Any],
+    parameters: int,
+    precision: Precision,
+    embedded: bool,
+    figures: tuple[dict[str, Any], ...],
+) -> Description:
+    """The description, its parity still open."""
+    s = header["frame_size"]
+    frames = Port(name="frames", dtype="float32", shape=(None, 3, s, s), meaning=(
+        "whole RGB pictures resized (bilinear, antialiased) to the frame size, divided by 255; "
+        "the ImageNet normalisation is part of the network"
+    ))  # fmt: skip
+    logits = Port(name="logits", dtype="float32", shape=(None, 1, s, s), meaning="sigmoid gives the probability of polyp")
+    pictures = Port(name="pictures", dtype="uint8", shape=(None, None, None, 3), meaning="whole RGB pictures of any size")
+    probability = Port(name="probability", dtype="float32", shape=(None, None, None), meaning="of polyp, at the pictures' size")
+    return Description(
+        name=name, parameters=parameters, frame_size=s, embedded_preprocessing=embedded,
+        input=pictures if embedded else frames, output=probability if embedded else logits,
+        mean=IMAGENET_MEAN, std=IMAGENET_STD, precision=precision,
+        header={key: value for key, value in header.items() if key not in LOCAL},
+        figures=figures, licence=licence(header),
+        software={package: version(package) for package in ("polyp-difom", "torch")},
+    )  # fmt: skip
+
+
+def terms(header: Mapping[str, Any]) -> list[str]:
+    """One sentence for each data set that the run learned from."""
+    datasets = header.get("provenance", {}).get("datasets", [])
+    return [TERMS.get(entry["layout"], f"{entry['name']}: its terms are for you to check") for entry in datasets]
+
+
+def licence(header: Mapping[str, Any]) -> str:
+    """Terms that bear on the weights; polyp-difom claims none of its own."""
+    teachers = header.get("provenance", {}).get("teachers", [])
+    sources = [*terms(header), *(f"teacher {teacher['name']}: {teacher['licence']}" for teacher in teachers)]
+    return "; ".join(sources) if sources else "unknown: the checkpoint does not say what it was trained on"
+
+
+def figures_of(model: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Rows of a run's results.csv, numbers as numbers; empty cells left out; else what an earlier export tells."""
+    path = model / "results.csv"
+    if not path.is_file():
+        return tuple(header.get("export", {}).get("figures", ()))
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return tuple({name: _number(value) for name, value in row.items() if value} for row in rows)
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

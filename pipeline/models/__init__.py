@@ -1,0 +1,1 @@
+"""Trained networks as functions from pictures to lesion probabilities, one file per file format behind one protocol."""

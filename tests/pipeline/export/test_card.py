@@ -1,0 +1,48 @@
+"""What a model card tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from polyp_difom.pipeline.export.card import model_card
+from polyp_difom.pipeline.export.describe import describe
+from polyp_difom.pipeline.models.loading import load_model
+
+FIGURES = ({"dataset": "kvasir-seg", "split": "test", "protocol": "per-image", "images": 100, "mdice": 0.8164, "miou": 0.71},)
+
+
+@pytest.fixture
+def card(run: Path) -> ModelCard:
+    header = load_model(run, "cpu").info.header
+    header["provenance"]["datasets"] = [{"name": "kv", "layout": "kvasir-seg", "frames": 900}]
+    return ModelCard(model_card(describe("taught", header, 1000, "float32", False, FIGURES)))
+
+
+def test_the_front_matter_holds_licence_library_and_figures(card: ModelCard) -> None:
+    data = card.data.to_dict()
+    assert (data["license"], data["library_name"]) == ("other", "polyp-difom")
+    assert "not-a-medical-device" in data["tags"]
+    (result,) = [one for one in card.data.eval_results if one.metric_type == "dice"]
+    assert (result.dataset_name, result.dataset_split, result.metric_value) == ("kvasir-seg", "test", 0.8164)
+    assert "per-image" in result.metric_name
+
+
+def test_the_text_names_limits_terms_teachers_and_recipe(card: ModelCard) -> None:
+    text = card.text
+    for words in (
+        "not a medical device", "research and educational use only", "`dinov2:small` (", "polyp frames in its own training:",
+        "| kvasir-seg | test | per-image | 100 | 0.816 | 0.710 |", "| student | unet:4 |", "| learning rate | 0.01 |", "from_pretrained",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_a_network_that_was_never_evaluated_has_no_figures_to_show(run: Path) -> None:
+    header = {**load_model(run, "cpu").info.header, "objective": "none", "teachers": [], "provenance": {}}
+    card = ModelCard(model_card(describe("control", header, 1000, "float32", False, ())))
+    assert card.data.eval_results is None
+    assert "Not evaluated." in card.text
+    assert "trained on masks alone" in card.text
+    assert "Unknown." in card.text

@@ -1,0 +1,195 @@
+"""Runs side by side: a control counts only where its recipe is the run's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from polyp_difom.cache.errors import RunError, UsageError
+from polyp_difom.cli.main import app
+from polyp_difom.pipeline.data.sources import Source
+from polyp_difom.pipeline.distill import DistillConfig, distill
+from polyp_difom.pipeline.evaluation.evaluate import evaluate
+from polyp_difom.pipeline.evaluation.record import EvaluationRecord
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.report.comparison import compare
+from polyp_difom.pipeline.report.page import write_report
+from polyp_difom.pipeline.runs import read_checkpoint, write_checkpoint
+
+
+class Heard(Progress):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def runs(distilling: Callable[..., DistillConfig], frames: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("compared")
+    made = {"taught": {}, "control": {"objective": "none"}, "longer": {"objective": "none", "epochs": 3}}
+    for name, changes in made.items():
+        distill(distilling(**{"epochs": 2, **changes}), folder / name)
+        evaluate(folder / name, (Source(frames),), split="all", overlays=0, device="cpu")
+    return {name: folder / name for name in made}
+
+
+def test_a_taught_run_is_set_against_the_control_of_its_recipe(runs: dict[str, Path]) -> None:
+    heard = Heard()
+    taught, longer, control = compare([runs["taught"], runs["longer"], runs["control"]], progress=heard)
+    (difference,) = taught.differences.values()
+    assert difference.mean == pytest.approx(taught.summaries[0].mdice - control.summaries[0].mdice)
+    assert not control.differences
+    assert not longer.differences
+    assert taught.gallery
+    assert not heard.lines
+
+
+def test_a_control_of_another_recipe_gives_no_verdict_but_says_what_differs(runs: dict[str, Path], tmp_path: Path) -> None:
+    heard = Heard()
+    reports = compare([runs["taught"], runs["longer"]], progress=heard)
+    assert not reports[0].differences
+    assert "epochs 3 instead of 2" in heard.lines[0]
+    write_report(tmp_path / "page.html", reports, "title")
+    assert "no control to compare with" in (tmp_path / "page.html").read_text()
+
+
+def test_runs_say_where_they_come_from_and_what_they_cost(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["taught"], tmp_path / "run")
+    rows = [{"runtime": "onnx", "batch": 1, "median_ms": 2.0}, {"runtime": "eager", "batch": 1, "median_ms": 7.5}]
+    (tmp_path / "run/bench.json").write_text(json.dumps({"device": "a CPU", "threads": 2, "rows": rows}))
+    (report,) = compare([tmp_path / "run"])
+    assert report.macs is not None
+    assert report.macs > 1e6
+    assert report.timing is not None
+    assert (report.timing.milliseconds, report.timing.device) == (7.5, "a CPU, 2 threads")
+    assert "licence Apache-2.0" in report.facts["teachers"]
+    assert report.facts["trained on"].startswith("synthetic (")
+    assert "auto, seed 0" in report.facts["split"]
+    assert "CPU cores" in report.facts["hardware"] or "NVIDIA" in report.facts["hardware"]
+    assert report.facts["store signature"] == read_checkpoint(tmp_path / "run/checkpoints/best.safetensors")[1]["signature"]
+    assert report.curve
+
+
+def test_a_damaged_latency_file_names_itself(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["taught"], tmp_path / "run")
+    (tmp_path / "run/bench.json").write_text('{"rows": [{}]}')
+    with pytest.raises(RunError, match="latency") as caught:
+        compare([tmp_path / "run"])
+    assert "bench.json" in str(caught.value)
+
+
+@pytest.fixture
+def masks(frames: Path, tmp_path: Path) -> Path:
+    """Record of a folder of masks, each the left half of its frame."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for path in sorted((frames / "masks").iterdir()):
+        half = np.zeros((64, 64), np.uint8)
+        half[:, :32] = 255
+        Image.fromarray(half).save(folder / f"{path.stem}.png")
+    evaluate(folder, (Source(frames),), split="all", overlays=0, out=tmp_path / "record")
+    return tmp_path / "record"
+
+
+def test_a_folder_of_masks_stands_beside_runs_with_its_training_unknown(runs: dict[str, Path], masks: Path) -> None:
+    heard = Heard()
+    other, taught, control = compare([masks, runs["taught"], runs["control"]], progress=heard)
+    assert (other.name, other.kind, other.objective, other.parameters) == ("maps", "masks", None, None)
+    assert other.facts["teachers"] == other.facts["store signature"] == other.facts["seed"] == "unknown"
+    assert not other.differences
+    assert len(other.gallery) == 6
+    assert "control" not in other.gallery[0].caption
+    assert "; control 0." in taught.gallery[0].caption
+    assert not control.gallery
+    assert not heard.lines
+
+
+def test_weights_that_changed_since_the_evaluation_are_not_drawn(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["taught"], tmp_path / "run")
+    best = tmp_path / "run/checkpoints/best.safetensors"
+    tensors, header = read_checkpoint(best)
+    write_checkpoint(best, tensors, {**header, "epoch": 99})
+    heard = Heard()
+    (report,) = compare([tmp_path / "run"], progress=heard)
+    assert not report.gallery
+    assert "have changed since" in heard.lines[0]
+
+
+def test_maps_that_are_gone_leave_the_figures_without_pictures(masks: Path) -> None:
+    (expected,) = compare([masks])
+    shutil.rmtree(masks.parent / "maps")
+    heard = Heard()
+    (report,) = compare([masks], progress=heard)
+    assert report.summaries == expected.summaries
+    assert not report.gallery
+    assert "no pictures of maps" in heard.lines[0]
+
+
+def test_a_folder_given_twice_is_refused(runs: dict[str, Path]) -> None:
+    with pytest.raises(RunError, match="given twice"):
+        compare([runs["taught"], runs["taught"] / "."])
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_paths(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["taught"], tmp_path / "taught")
+    names = [report.name for report in compare([runs["taught"], tmp_path / "taught"])]
+    assert names == [str(runs["taught"]), str(tmp_path / "taught")]
+
+
+def test_figures_without_leaks_reach_the_report(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["taught"], tmp_path / "run")
+    record = EvaluationRecord.open(tmp_path / "run")
+    ((label, summary),) = record.summaries("per-image").items()
+    record.write_without_leaks("all", summary, [summary.dice_by_size[0]])
+    (report,) = compare([tmp_path / "run"])
+    assert report.without_leaks == {label: summary}
+
+
+def test_an_unknown_protocol_is_a_usage_error(runs: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="unknown protocol"):
+        compare([runs["taught"]], protocol="per-frame")
+
+
+def test_the_command_writes_a_page_and_one_json_object(runs: dict[str, Path], tmp_path: Path) -> None:
+    words = ["report", str(runs["taught"]), str(runs["control"]), "-o", str(tmp_path / "page.html")]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    held = json.loads(result.stdout)
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert set(held) == {"page", "sets", "without_leaks", "gains_over_control", "recipes"}
+    assert len(held["gains_over_control"]["taught"]) == 1
+    plain = CliRunner().invoke(app, words)
+    assert "is the control" in plain.stdout
+    assert plain.exit_code == 0
+
+
+def test_a_run_that_was_not_evaluated_names_the_command(distilling: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    distill(distilling(epochs=1), tmp_path / "run")
+    with pytest.raises(RunError, match="not evaluated") as caught:
+        compare([tmp_path / "run"])
+    assert f"polyp-difom evaluate {tmp_path / 'run'}" in str(caught.value)
+
+
+def test_a_report_of_frames_that_are_gone_has_no_pictures_and_says_why(
+    runs: dict[str, Path], frames: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(frames, tmp_path / "moved" / frames.name)
+    shutil.copytree(runs["taught"], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/evaluation")
+    evaluate(tmp_path / "run", (Source(tmp_path / "moved" / frames.name),), split="all", overlays=0, device="cpu")
+    shutil.rmtree(tmp_path / "moved")
+    heard = Heard()
+    (report,) = compare([tmp_path / "run"], progress=heard)
+    assert report.summaries
+    assert report.gallery == []
+    assert "is gone" in heard.lines[0]
