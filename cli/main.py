@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from polyp_difom.cli import bench, cache, data, distill, doctor, evaluate, export, extract, report
+from polyp_difom.cli import bench, cache, data, distill, doctor, evaluate, export, extract, predict, report
 
 app = typer.Typer(
     name="polyp-difom",
@@ -32,7 +32,7 @@ def root(
     """Research software, not a medical device."""
 
 
-for module in (extract, distill, evaluate, export, report, doctor):
+for module in (extract, distill, evaluate, predict, export, report, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")

@@ -1,0 +1,109 @@
+"""DICOM files as a stream of pictures: grey and colour, one frame or many, or a whole film inside.
+
+Needs the extra `dicom` (pydicom). Which values mean black and white follows DICOM PS3.3, C.11.1 (modality) and C.11.2 (VOI).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyp_difom.cache.errors import DataError
+from polyp_difom.pipeline.predict.films import film_in_memory
+from polyp_difom.pipeline.predict.pictures import Found, Picture, Source, need, printable, refuse_giant
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+class DicomSource(Source):
+    """A DICOM file whose frames are single pictures."""
+
+    def __init__(self, found: Found, frames: int):
+        self._found, self.path, self.source, self._count = found, found.path, printable(found.path), frames
+
+    def count(self) -> int:
+        """See `Source.count`."""
+        return self._count
+
+    def pictures(self, every: int) -> Iterator[Picture]:
+        """See `Source.pictures`."""
+        from pydicom import dcmread
+        from pydicom.pixels import iter_pixels
+
+        found, index = self._found, 0
+        try:
+            header = dcmread(found.path, stop_before_pixels=True)
+            refuse_giant(header.Columns, header.Rows, found.path)
+            for index, values in enumerate(iter_pixels(found.path)):
+                name = f"{found.inner}/{index:04d}" if self._count > 1 else found.name
+                yield Picture(name, _rgb(values, header), self.source, found.file, index=index)
+        except DataError:
+            raise
+        except Exception as error:  # pydicom and the decoders behind it raise whatever a damaged file leads them to
+            raise _unreadable(found, error, index) from error
+
+
+def dicom(found: Found) -> Source:
+    """The source for a DICOM file.
+
+    Raises:
+        DataError: no readable header.
+    """
+    need("pydicom", "dicom")
+    from pydicom import dcmread
+    from pydicom.encaps import generate_frames
+    from pydicom.uid import MPEGTransferSyntaxes
+
+    try:
+        header = dcmread(found.path, stop_before_pixels=True)
+        frames = int(header.get("NumberOfFrames") or 1)
+        is_film = header.file_meta.TransferSyntaxUID in MPEGTransferSyntaxes
+    except Exception as error:  # as above
+        raise _unreadable(found, error, 0) from error
+    if is_film:
+        return film_in_memory(found, lambda: next(generate_frames(dcmread(found.path).PixelData, number_of_frames=1)))
+    return DicomSource(found, frames)
+
+
+def _unreadable(found: Found, error: Exception, frames: int) -> DataError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(
+        "cannot read the DICOM file", where=printable(found.path), got=f"{reason} (after {frames} frames)"[:240],
+        remedy="replace it by an intact copy, or export it uncompressed",
+    )  # fmt: skip
+
+
+def _rgb(values: NDArray, header: Dataset) -> NDArray[np.uint8]:
+    """Pixel data [h, w] or [h, w, 3] -> RGB, uint8 [h, w, 3]."""
+    from pydicom.pixels import apply_color_lut
+
+    kind = header.PhotometricInterpretation
+    if kind in ("MONOCHROME1", "MONOCHROME2"):
+        grey = _grey(values, header)
+        return np.repeat((255 - grey if kind == "MONOCHROME1" else grey)[..., None], 3, axis=2)
+    bits = header.BitsStored
+    if kind == "PALETTE COLOR":
+        values, bits = apply_color_lut(values, header), header.RedPaletteColorLookupTableDescriptor[2]
+    if values.ndim != 3 or values.shape[2] != 3 or not kind.startswith(("RGB", "YBR", "PALETTE")):
+        raise DataError("DICOM pixels that are neither grey nor colour", got=f"{kind} {list(values.shape)}", wanted="RGB")
+    return values if bits == 8 else _to_8_bits(values, 0, 2**bits - 1)
+
+
+def _grey(values: NDArray, header: Dataset) -> NDArray[np.uint8]:
+    """Grey values through the file's own rescaling and window (or table), then their whole range to 0..255."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    bits, signed = header.BitsStored, header.PixelRepresentation == 1
+    span = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], np.float64)
+    low, high = span * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
+    if table := header.get("VOILUTSequence") or header.get("ModalityLUTSequence"):
+        low, high = 0, 2 ** table[0].LUTDescriptor[2] - 1
+    return _to_8_bits(apply_voi_lut(apply_modality_lut(values, header), header), low, high)
+
+
+def _to_8_bits(values: NDArray, low: float, high: float) -> NDArray[np.uint8]:
+    return np.round(np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255).astype(np.uint8)

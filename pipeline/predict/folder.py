@@ -1,0 +1,62 @@
+"""The folder that a prediction is written to: never one that holds anything else, never one that holds its own inputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyp_difom.cache.errors import RunError, UsageError
+from polyp_difom.pipeline.files import write_text
+from polyp_difom.pipeline.predict.pictures import Source
+
+MARKER = "predict.json"
+CONTENTS = frozenset(
+    [MARKER, "predictions.csv", "masks", "probabilities", "overlays", "uncertainty", "frames", "coco.json", "label-studio.json"]
+)
+"""What an output folder may hold; `--overwrite` deletes nothing else."""
+
+
+def refuse_to_lose(out: Path, overwrite: bool, texts: Sequence[str], sources: Sequence[Source]) -> None:
+    """Check that the output folder may be written, before anything costly begins.
+
+    Raises:
+        UsageError: inputs lie in the output folder, or it lies in an input folder.
+        RunError: the folder holds something, and `overwrite` was not asked for or no prediction wrote it.
+    """
+    place = out.resolve()
+    folders = [Path(text).resolve() for text in texts if Path(text).is_dir()]
+    if any(place.is_relative_to(folder) for folder in folders) or any(
+        source.path.resolve().is_relative_to(place) for source in sources
+    ):
+        raise UsageError("outputs and inputs would lie in one folder", where=out, remedy="give another -o, beside the inputs")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    held = {entry.name for entry in out.iterdir()} if out.is_dir() else {out.name}
+    strangers = sorted(name for name in held - CONTENTS if not (name.startswith(".") and name.endswith(".partial")))
+    if strangers or MARKER not in held:
+        raise RunError(
+            "will not write among files that no prediction wrote", where=out, got=(strangers or sorted(held))[0],
+            wanted="a new or empty folder, or one of an earlier prediction", remedy="give another -o",
+        )  # fmt: skip
+    if not overwrite:
+        raise RunError(
+            "the output folder holds a prediction already", where=out, remedy="give another -o, or --overwrite to start afresh"
+        )
+
+
+def start_afresh(out: Path, about: Mapping[str, Any]) -> None:
+    """An empty folder with its record; call `refuse_to_lose` first.
+
+    Raises:
+        RunError: the folder cannot be made or emptied.
+    """
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise RunError("the output folder cannot be made", where=out, got=error.strerror, remedy="give another -o") from error
+    write_text(out / MARKER, json.dumps(about, indent=2, default=str))
