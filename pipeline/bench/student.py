@@ -31,6 +31,7 @@ from polyp_difom.pipeline.models.protocol import Model
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runs import write_checkpoint
 from polyp_difom.pipeline.students.protocol import STUDENTS, build_student
+from polyp_difom.pipeline.teachers.weights import first_line
 
 RUNTIMES = ("eager", "compiled", "onnx", "openvino")
 EXPORTED = ("onnx", "openvino")
@@ -164,7 +165,7 @@ def _subject(text: str, size: int | None, runtimes: Sequence[str], folder: Path)
                 raise UsageError("the exported file has another frame side", where=path, got=f"--size {size}", wanted=own)
             return Subject(text, path, None, own, (model.info.kind,), model.info.parameters)
         student, header, side = model.student, model.info.header, size or model.info.frame_size
-        run = path if model.info.kind == "run" else None
+        run = path if (model.info.kind, model.info.frame_size) == ("run", side) else None  # bench.json is of its own side
     else:
         student, header, side = build_student(text), {"student": text}, size or SIZE
     counted = complexity(student, side)
@@ -204,7 +205,7 @@ class _Timing:
                         raise
                     rows[key] = Row(*key, batch, note=f"not installed: {error.details['next']}")
                 except reasons as error:
-                    rows[key] = Row(*key, batch, note=f"failed: {str(error).strip().splitlines()[0]}")
+                    rows[key] = Row(*key, batch, note=f"failed: {first_line(error)}")
         seconds = SECONDS if self.repeats is None else float("inf")
         taken = in_turn(calls, repeats=self.repeats or REPEATS, seconds=seconds, progress=self.progress)
         return [_filled(row, taken.get(key), taken.get((row.model, "eager"))) for key, row in rows.items()]

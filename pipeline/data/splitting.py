@@ -151,6 +151,12 @@ def policy_name(policy: str) -> str:
         ) from error
 
 
+def published_test(dataset: str) -> frozenset[str]:
+    """Stems of PraNet's test frames of a data set; empty where they are not listed here."""
+    listed = _pranet_lists(dataset) if dataset in LISTED else {}
+    return frozenset(stem for stem, split in listed.items() if split == "test")
+
+
 def has_own_split(group: Sequence[Pair]) -> bool:
     """Whether a data set brings its split along: fixed by its layout, or published for just these stems."""
     listed = _pranet_lists(group[0].dataset) if group[0].dataset in LISTED else {}

@@ -147,9 +147,9 @@ def _by_set(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 
 
 def _published(found: Gathered) -> list[PublishedFigure]:
-    """Other models' figures on those sets of which only published test frames were scored."""
-    tested = [name for name, group in _by_set(found.pairs).items() if all(pair.split == "test" for pair in group)]
-    return [figure for name in tested if name not in found.invented for figure in published(name)]
+    """Other models' figures on those sets of which just the published test frames were scored."""
+    sets = _by_set(found.pairs).items()
+    return [figure for name, group in sets for figure in published(name, [pair.stem for pair in group])]
 
 
 def _frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by: str | None, seed: int | None) -> Gathered:

@@ -6,7 +6,10 @@ ETIS 196) after training on its 1,450 frames: comparable with nothing else. They
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from polyp_difom.pipeline.data.splitting import published_test
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,6 @@ class PublishedFigure:
     model: str
     dataset: str
     mdice: float
-    miou: float | None
     parameters: int | None
     protocol: str
     source: str
@@ -30,6 +32,7 @@ _SETS = {
     "cvc-colondb": 3,
     "etis-larib": 4, "etis-laribpolypdb": 4,
 }  # fmt: skip
+_IMAGES = (100, 62, 60, 380, 196)  # of PraNet's test split
 
 # model, parameters, mDice on the five sets in the order above, source
 _MODELS: tuple[tuple[str, int | None, tuple[float, ...], str], ...] = (
@@ -42,12 +45,19 @@ _MODELS: tuple[tuple[str, int | None, tuple[float, ...], str], ...] = (
 )
 
 
-def published(dataset: str) -> list[PublishedFigure]:
-    """Published figures for a data set by its name here or in PraNet's release, oldest model first; [] for any other set."""
+def published(dataset: str, stems: Collection[str]) -> list[PublishedFigure]:
+    """Published figures for a data set by its name here or in PraNet's release, oldest model first.
+
+    [] for any other set, and where `stems`, the scored frames, are not those of PraNet's test split: that is another test.
+    (Where the split is not listed here, their number decides.)
+    """
     place = _SETS.get(dataset.lower())
-    if place is None:
+    if place is None or len(set(stems)) != _IMAGES[place]:
+        return []
+    listed = published_test(next(name for name, number in _SETS.items() if number == place))
+    if listed and set(stems) != listed:
         return []
     return [
-        PublishedFigure(model, dataset, mdice[place], None, parameters, "pranet", source)
+        PublishedFigure(model, dataset, mdice[place], parameters, "pranet", source)
         for model, parameters, mdice, source in _MODELS
     ]

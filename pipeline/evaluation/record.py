@@ -78,7 +78,7 @@ class EvaluationRecord:
             return record, False
         about = record.about()
         unchanged = about["sha256"] == target.digest() and about["kind"] == target.kind
-        here = str(target.path.absolute())
+        here = _place(target.path)
         if not own and (about["kind"], about["path"]) != (target.kind, here) and not (unchanged and target.digest()):
             raise RunError(
                 "the folder holds the figures of another target", where=record.path, got=f"{about['kind']} {about['path']}",
@@ -106,7 +106,11 @@ class EvaluationRecord:
         Raises:
             RunError: the file is damaged.
         """
-        return dict(_read_json(self._target_file))
+        about = _read_json(self._target_file)
+        wanted = {"kind", "path", "name", "sha256", "header", "parameters"}
+        if not isinstance(about, dict) or not wanted <= about.keys() or not isinstance(about["header"], dict):
+            raise RunError("the record of an evaluation is damaged", where=self._target_file, remedy="evaluate again")
+        return about
 
     def target(self, device: str = "auto") -> Target:
         """What was scored, opened again.
@@ -144,7 +148,10 @@ class EvaluationRecord:
         if not path.exists():
             return {}
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["id"]: (Path(row["image"]), Path(row["mask"])) for row in csv.DictReader(file)}
+            try:
+                return {row["id"]: (Path(row["image"]), Path(row["mask"])) for row in csv.DictReader(file)}
+            except (KeyError, TypeError) as error:
+                raise RunError("the list of scored frames is damaged", where=path, remedy="evaluate again") from error
 
     def forget(self) -> None:
         """Remove all figures and pictures: they are of weights that are no more."""
@@ -156,7 +163,7 @@ class EvaluationRecord:
     def describe(self, target: Target, pairs: Sequence[Pair]) -> None:
         """Write what was scored, and on which files."""
         about = {
-            "kind": target.kind, "path": str(target.path.absolute()), "name": target.name, "sha256": target.digest(),
+            "kind": target.kind, "path": _place(target.path), "name": target.name, "sha256": target.digest(),
             "header": target.header, "parameters": target.info.parameters if target.info else None,
         }  # fmt: skip
         known = self.frames() | {pair.id: (pair.image.absolute(), pair.mask.absolute()) for pair in pairs}
@@ -202,6 +209,11 @@ class EvaluationRecord:
         for path in sorted((self.folder / folder).glob(f"*.{suffix}")):
             dataset, _, split = path.stem.rpartition("-")
             yield f"{dataset} ({split})", path
+
+
+def _place(path: Path) -> str:
+    """Where a target can be found again from any folder; a name on the hub stays what it is."""
+    return str(path) if str(path).startswith("hf:") else str(path.absolute())
 
 
 def rows_of_other(

@@ -35,7 +35,7 @@ def csv_table(figures: Sequence[Figures]) -> tuple[list[str], list[dict[str, Any
 
 def markdown(about: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     """A Markdown table a protocol; the protocol, the intervals and what was left out are named."""
-    parts = [f"# {_escaped(about['name'])}\n\nWhat was scored: {about['kind']} `{about['path']}`"]
+    parts = [f"# {_escaped(about['name'])}\n\nWhat was scored: {about['kind']} `{_escaped(about['path'])}`"]
     if about["sha256"]:
         parts[0] += f", sha256 `{about['sha256'][:16]}`"
     head = f"| {' | '.join(_HEAD)} |"
@@ -75,4 +75,5 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """`text` in one cell of a Markdown table, or between backticks."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

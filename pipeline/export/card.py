@@ -11,6 +11,7 @@ from polyp_difom.pipeline.export.describe import terms
 from polyp_difom.pipeline.models.exported import Description
 
 METRICS = {"mdice": "mDice", "miou": "mIoU"}
+COLUMNS = {"dataset", "split", "protocol", "images", *METRICS}
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -42,8 +43,9 @@ The whole picture is resized to the frame size (bilinear, antialiased; no crop, 
 {% if figures %}
 | data set | split | protocol | images | mDice | mIoU |
 |---|---|---|---|---|---|
-{% for r in figures -%}{% set dice, iou = "%.3f"|format(r.mdice), "%.3f"|format(r.miou) -%}
-| {{ r.dataset }} | {{ r.split }} | {{ r.protocol }} | {{ r.images }} | {{ dice }} | {{ iou }} |
+{% for r in figures -%}{% set less = ", without %s leaked frames"|format(r.left_out) if r.left_out else "" -%}
+{% set dice, iou = "%.3f"|format(r.mdice), "%.3f"|format(r.miou) -%}
+| {{ r.dataset }}{{ less }} | {{ r.split }} | {{ r.protocol }} | {{ r.images }} | {{ dice }} | {{ iou }} |
 {% endfor %}
 Figures of different protocols cannot be compared with each other.
 {% else %}
@@ -58,7 +60,7 @@ Unknown.
 
 ## Teachers
 {% for teacher in teachers %}
-- `{{ teacher.name }}` ({{ teacher.licence }}; weights {{ teacher.weights_digest[:12] }});
+- `{{ teacher.name }}` ({{ teacher.licence }}; weights {{ (teacher.weights_digest or "unknown")[:12] }});
   polyp frames in its own training: {{ teacher.contamination }}
 {%- else %}
 {{ "None: trained on masks alone." if header.objective == "none" else "Not recorded." }}
@@ -86,11 +88,10 @@ def model_card(about: Description) -> str:
     """README.md with front matter that the hub reads (licence, tags, figures)."""
     header = about.header
     teachers = header.get("provenance", {}).get("teachers", [])
-    names = ", ".join(header.get("teachers") or [])
-    figures = [row for row in about.figures if all(isinstance(row.get(name), int | float) for name in METRICS)]
+    figures = [row for row in about.figures if row.keys() >= COLUMNS and all(isinstance(row[m], int | float) for m in METRICS)]
     card = ModelCard.from_template(
         _front_matter(about, figures), template_str=TEMPLATE, about=about, header=header, figures=figures, terms=terms(header),
-        teachers=teachers, recipe=_recipe(header), taught=f"taught by {names}" if names else "trained on masks alone",
+        teachers=teachers, recipe=_recipe(header), taught=_taught(header),
     )  # fmt: skip
     return str(card)
 
@@ -102,7 +103,7 @@ def _front_matter(about: Description, figures: list[dict[str, Any]]) -> ModelCar
             dataset_split=row["split"], metric_type="dice" if name == "mdice" else "iou", metric_value=row[name],
             metric_name=f"{METRICS[name]}, protocol {row['protocol']}",
         )
-        for row in figures for name in METRICS
+        for row in figures if not row.get("left_out") for name in METRICS  # an index has no words for what was left out
     ]  # fmt: skip
     return ModelCardData(
         license="other", license_name="terms-of-teachers-and-data", library_name="polyp-difom",
@@ -110,6 +111,12 @@ def _front_matter(about: Description, figures: list[dict[str, Any]]) -> ModelCar
         tags=["polyp-segmentation", "colonoscopy", "medical-imaging", "knowledge-distillation", "not-a-medical-device"],
         metrics=["dice", "iou"], model_name=about.name, eval_results=results or None,
     )  # fmt: skip
+
+
+def _taught(header: Mapping[str, Any]) -> str:
+    if header.get("objective") == "none":
+        return "trained on masks alone"
+    return f"taught by {', '.join(header.get('teachers') or []) or 'teachers that are not recorded'}"
 
 
 def _recipe(header: Mapping[str, Any]) -> dict[str, Any]:

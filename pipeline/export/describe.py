@@ -8,8 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from polyp_difom.pipeline.models.exported import Description, Port, Precision
-from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
+from polyp_difom.pipeline.students.protocol import Student
 
 LOCAL = ("cache", "device", "export")
 """Of the header, what concerns the machine that trained, or an earlier export, and no one else."""
@@ -28,12 +30,13 @@ def describe(
     precision: Precision,
     embedded: bool,
     figures: tuple[dict[str, Any], ...],
+    student: Student | None = None,
 ) -> Description:
-    """The description, its parity still open."""
+    """The description, its parity still open; mean and std are the student's own, and left open without it."""
     s = header["frame_size"]
     frames = Port(name="frames", dtype="float32", shape=(None, 3, s, s), meaning=(
         "whole RGB pictures resized (bilinear, antialiased) to the frame size, divided by 255; "
-        "the ImageNet normalisation is part of the network"
+        "the normalisation (mean and std below) is part of the network"
     ))  # fmt: skip
     logits = Port(name="logits", dtype="float32", shape=(None, 1, s, s), meaning="sigmoid gives the probability of polyp")
     pictures = Port(name="pictures", dtype="uint8", shape=(None, None, None, 3), meaning="whole RGB pictures of any size")
@@ -41,7 +44,8 @@ def describe(
     return Description(
         name=name, parameters=parameters, frame_size=s, embedded_preprocessing=embedded,
         input=pictures if embedded else frames, output=probability if embedded else logits,
-        mean=IMAGENET_MEAN, std=IMAGENET_STD, precision=precision,
+        mean=_per_channel(student.mean) if student else None, std=_per_channel(student.std) if student else None,
+        precision=precision,
         header={key: value for key, value in header.items() if key not in LOCAL},
         figures=figures, licence=licence(header),
         software={package: version(package) for package in ("polyp-difom", "torch")},
@@ -51,7 +55,7 @@ def describe(
 def terms(header: Mapping[str, Any]) -> list[str]:
     """One sentence for each data set that the run learned from."""
     datasets = header.get("provenance", {}).get("datasets", [])
-    return [TERMS.get(entry["layout"], f"{entry['name']}: its terms are for you to check") for entry in datasets]
+    return [TERMS.get(entry.get("layout"), f"{entry['name']}: its terms are for you to check") for entry in datasets]
 
 
 def licence(header: Mapping[str, Any]) -> str:
@@ -69,6 +73,11 @@ def figures_of(model: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], 
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return tuple({name: _number(value) for name, value in row.items() if value} for row in rows)
+
+
+def _per_channel(values: Tensor) -> tuple[float, float, float]:
+    red, green, blue = values.flatten().tolist()
+    return red, green, blue
 
 
 def _number(text: str) -> float | int | str:

@@ -88,13 +88,17 @@ def export(
     progress.say(f"comparing on {frames.words}")
     calibration = frames.calibration if precision == "int8" else []
     built = kind(Job(original.student, header["frame_size"], precision, embed_preprocessing, calibration))
-    about = describe(name, header, original.info.parameters or 0, precision, embed_preprocessing, figures_of(path, header))
+    about = describe(
+        name, header, original.info.parameters or 0, precision, embed_preprocessing, figures_of(path, header), original.student
+    )
     with tempfile.TemporaryDirectory() as folder:
         trial, kept = (Path(folder) / stage / target.name for stage in ("trial", "kept"))
         for place in (trial, kept):
             place.parent.mkdir()
         built.write(trial, about)
-        parity = compare(original, load_model(trial, "cpu"), frames, precision, progress, embedded=embed_preprocessing)
+        parity = compare(
+            original, load_model(trial, "cpu", trust=True), frames, precision, progress, embedded=embed_preprocessing
+        )
         require(parity, target, precision)
         files = _keep(built.write(kept, about.model_copy(update={"parity": parity.as_json()})), kept, target)
     return Exported(target, to, precision, files, parity, built.remarks)
@@ -118,12 +122,14 @@ def _target(out: Path | None, kind: type[Format], to: str, name: str, overwrite:
     target = out or Path("exports") / f"{name}{kind.suffix}"
     if target.suffix != kind.suffix and kind.suffix:
         raise UsageError(f"{to} is a {kind.suffix} file", where="--out", got=target, wanted=target.with_suffix(kind.suffix))
-    if not target.exists() or (overwrite and target.is_dir() == (kind.suffix == "")):
+    companions = [target.with_suffix(suffix) for suffix in kind.companions]
+    taken = [path for path in (target, *companions) if path.exists()]
+    if not taken or (overwrite and all(path.is_dir() == (kind.suffix == "") for path in taken)):
         if target.is_dir() and not {entry.name for entry in target.iterdir()} <= set(FILES):
             raise RunError("will not overwrite what no export wrote", where=target, remedy="give another -o")
         return target
     raise RunError(
-        "something is there already", where=target,
+        "something is there already", where=taken[0],
         remedy="give another -o" if overwrite else "give another -o, or --overwrite to replace it",
     )  # fmt: skip
 

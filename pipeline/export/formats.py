@@ -47,12 +47,14 @@ class Format(ABC):
 
     Attributes:
         suffix: of the file, "" for a folder.
+        companions: suffixes of what is written beside the file.
         precisions: that it can be written in.
         embeds: whether it can take the preprocessing in; `why_not` says why if it cannot.
         remarks: what its user must know, said after the export.
     """
 
     suffix: ClassVar[str]
+    companions: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
     embeds: ClassVar[bool] = False
     why_not: ClassVar[str] = ""

@@ -112,7 +112,7 @@ def _stored(header: Mapping[str, Any], count: int) -> Frames:
     if not header.get("cache"):
         raise CacheError("the file does not say where the run's store is")
     store = FeatureStore.open(header["cache"])
-    if store.manifest.signature() != header["signature"]:
+    if store.manifest.signature() != header.get("signature"):
         raise CacheError("another store lies where the run's store was", where=store.location)
     rows = {name: [i for i, split in enumerate(store.samples.split) if split == name] for name in ("train", "val")}
     images, masks = (store.read(key, np.array(_spread(rows["val"], count))) for key in (schema.IMAGE, schema.MASK))

@@ -15,6 +15,7 @@ class OpenVinoFormat(Format):
     """float16 compresses the weights; the arithmetic stays float32 on CPUs."""
 
     suffix = ".xml"
+    companions = (".bin",)
     precisions = ("float32", "float16", "int8")
     why_not = "OpenVINO computes it in float32, so that frames would differ by a grey level here and there"
 
@@ -25,7 +26,7 @@ class OpenVinoFormat(Format):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             path.write_bytes(graph.SerializeToString())
-            self.model = openvino.convert_model(path)
+            self.model = openvino.Core().read_model(path)  # convert_model would send telemetry
 
     def write(self, path: Path, about: Description) -> list[Path]:
         """See `Format.write`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from polyp_difom.cache.errors import RunError
@@ -29,6 +30,7 @@ class TensorRtFormat(Format):
     """An .onnx file of one frame size and a free batch size; int8 with explicit, symmetric quantisation nodes."""
 
     suffix = ".onnx"
+    companions = (".trtexec.sh",)
     precisions = ("float32", "float16", "int8")
     why_not = "TensorRT wants one frame size, and has no float64"
 
@@ -52,7 +54,7 @@ class TensorRtFormat(Format):
     def write(self, path: Path, about: Description) -> list[Path]:
         """See `Format.write`."""
         write_onnx(self.model, path, about)
-        script = path.with_suffix(".trtexec.sh")
+        script = path.with_suffix(self.companions[0])
         script.write_text(f"#!/bin/sh\n# Not tried: no TensorRT ran where this was written.\n{self.command(path.name)}\n")
         return [script, path]
 
@@ -61,5 +63,5 @@ class TensorRtFormat(Format):
         s = self.job.frame_size
         shapes = [f"--{which}Shapes=frames:{b}x3x{s}x{s}" for which, b in (("min", 1), ("opt", 1), ("max", LARGEST_BATCH))]
         types = "--noTF32" if self.job.precision == "float32" else "--stronglyTyped"
-        engine = Path(name).with_suffix(".engine")
-        return " \\\n  ".join([f"trtexec --onnx='{name}'", f"--saveEngine='{engine}'", *shapes, types])
+        files = [shlex.quote(f"--onnx={name}"), shlex.quote(f"--saveEngine={Path(name).with_suffix('.engine')}")]
+        return " \\\n  ".join([f"trtexec {files[0]}", files[1], *shapes, types])

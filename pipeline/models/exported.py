@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from polyp_difom.cache.errors import DataError, MissingDependencyError, RunError
+from polyp_difom.pipeline.header import checked
 from polyp_difom.pipeline.models.protocol import Model, ModelInfo
 
 Precision = Literal["float32", "float16", "int8"]
@@ -45,6 +46,7 @@ class Description(_Record):
     """What an exported file says of itself.
 
     Attributes:
+        mean, std: of the network's own normalisation, in 0..1, one a channel.
         header: what training wrote into the checkpoint, without paths of the machine that trained.
         figures: rows of the run's results.csv; each names its data set, split and protocol.
         parity: how far the file's probabilities are from those of the network in torch; None before that is measured.
@@ -59,8 +61,8 @@ class Description(_Record):
     embedded_preprocessing: bool
     input: Port
     output: Port
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
     threshold: float = 0.5
     precision: Precision
     header: dict[str, Any]
@@ -78,7 +80,7 @@ class Description(_Record):
             RunError: it is none, or one of another version.
         """
         try:
-            return cls.model_validate_json(text)
+            about = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             raise RunError(
@@ -86,6 +88,8 @@ class Description(_Record):
                 got=f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}", wanted="a file of `polyp-difom export`",
                 remedy="export the run again",
             ) from error  # fmt: skip
+        checked({**about.header, "frame_size": about.frame_size}, path)
+        return about
 
 
 def needed(module: str, extra: str) -> Any:

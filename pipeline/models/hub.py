@@ -48,8 +48,6 @@ def load_hub_folder(path: Path, device: str = "auto", precision: str = "float32"
     except Exception as error:  # safetensors' own has no other base
         raise RunError("not a safetensors file, or a damaged one", where=path / WEIGHTS, got=str(error)[:160]) from error
     header = {**about.header, "frame_size": about.frame_size, "export": about.model_dump(mode="json", exclude={"header"})}
-    if not isinstance(header.get("student"), str):
-        raise RunError("the description names no student", where=path / CONFIG, wanted="header.student, for instance 'unet:16'")
     return NetworkModel("hub-folder", path, tensors, header, device, precision)
 
 

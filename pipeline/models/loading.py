@@ -1,4 +1,4 @@
-"""Which backend a path belongs to, told by its content; files that would run code when opened are refused."""
+"""Which backend a path belongs to, told by its content. What runs code is refused: pickles, and TorchScript unless trusted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from polyp_difom.cache.errors import RunError
 from polyp_difom.pipeline.models.protocol import Model
 
-KINDS = "a run folder, a .safetensors checkpoint, a hub folder, or an exported .onnx, .torchscript or .xml (OpenVINO) file"
+KINDS = "a run folder, a .safetensors checkpoint, a hub folder, or an exported .onnx or .xml (OpenVINO) file"
 
 
-def load_model(path: Path | str, device: str = "auto", precision: str = "float32", threads: int | None = None) -> Model:
+def load_model(
+    path: Path | str, device: str = "auto", precision: str = "float32", threads: int | None = None, *, trust: bool = False
+) -> Model:
     """Load a trained model, ready to predict.
 
     Args:
@@ -19,9 +21,11 @@ def load_model(path: Path | str, device: str = "auto", precision: str = "float32
         device: "auto", "cpu", "cuda" or "cuda:N"; OpenVINO files run on the CPU.
         precision: "float32" (default, so that figures do not hang on the machine), "bfloat16" or "auto"; torch only.
         threads: CPU threads of ONNX Runtime and OpenVINO; theirs to choose by default.
+        trust: open a .torchscript file, which is a program; only for files that you made yourself.
 
     Raises:
-        RunError: nothing there, nothing known, or a pickle. MissingDependencyError: the backend is not installed.
+        RunError: nothing there, nothing known, a pickle, or TorchScript that is not trusted. MissingDependencyError: the
+        backend is not installed.
     """
     if str(path).startswith("hf:"):
         from polyp_difom.pipeline.models.hub import pulled
@@ -45,6 +49,11 @@ def load_model(path: Path | str, device: str = "auto", precision: str = "float32
         from polyp_difom.pipeline.models.openvino import OpenVinoModel
 
         return OpenVinoModel(path, threads)
+    if not trust:
+        raise RunError(
+            "a TorchScript file is a program and may write files when it is opened", where=path, wanted=KINDS,
+            remedy="export to ONNX and load that; from Python load_model(PATH, trust=True) if you made it yourself",
+        )  # fmt: skip
     from polyp_difom.pipeline.models.torchscript import TorchScriptModel
 
     return TorchScriptModel(path, device)

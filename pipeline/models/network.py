@@ -11,11 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.errors import RunError, UsageError
 from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline.header import checked
 from polyp_difom.pipeline.models.protocol import Model, ModelInfo
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint
 from polyp_difom.pipeline.students.protocol import Student, build_student, parameter_count
+
+NO_META = "meta tensor"
+"""Stands in the error of students that read values while they are built, and so cannot be built on the meta device: smp's
+Mix Transformers (`mit_*`) take their drop-path rates out of a tensor."""
 
 
 class NetworkModel(Model):
@@ -28,6 +33,7 @@ class NetworkModel(Model):
     def __init__(
         self, kind: str, path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], device: str, precision: str
     ):
+        header = checked(header, path)
         keep_freed_memory()
         self.device = pick_device(device)
         self.precision, _ = pick_precision(self.device, precision)
@@ -45,22 +51,40 @@ class NetworkModel(Model):
 
 
 def student_of(tensors: Mapping[str, Tensor], header: Mapping[str, Any], path: Path) -> Student:
-    """The student that a checkpoint's header names, with the checkpoint's weights, on the CPU.
+    """The student that a checked header names, with the checkpoint's weights, on the CPU.
+
+    Names and shapes are compared on the meta device first: a network that a stranger's header names costs no memory before
+    the weights are known to be its own.
 
     Raises:
-        RunError: the header lacks what is needed, or the weights are another student's.
+        RunError: a student that is not known, or the weights are another's.
     """
-    if lacking := [key for key in ("student", "frame_size") if key not in header]:
-        raise RunError("the checkpoint does not say what it is", where=path, got=f"no {lacking[0]!r} in its header")
-    student = build_student(header["student"], any(name.startswith("latents.") for name in tensors))
+    name, latents = header["student"], any(key.startswith("latents.") for key in tensors)
     try:
-        student.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise RunError(
-            "the weights are not those of the student that the checkpoint names", where=path, wanted=header["student"],
-            got=str(error).splitlines()[1].strip()[:160],
-        ) from error  # fmt: skip
+        try:
+            with torch.device("meta"):
+                _require_fit(tensors, build_student(name, latents), name, path)
+        except UsageError as error:
+            if NO_META not in str(error):
+                raise
+        student = build_student(name, latents)
+    except UsageError as error:
+        known = error.details["wanted"]
+        raise RunError("the file names a student that cannot be built", where=path, got=error.what, wanted=known) from error
+    _require_fit(tensors, student, name, path)
+    student.load_state_dict(dict(tensors))
     return student
+
+
+def _require_fit(tensors: Mapping[str, Tensor], student: Student, name: str, path: Path) -> None:
+    got = {key: list(tensor.shape) for key, tensor in tensors.items()}
+    wanted = {key: list(tensor.shape) for key, tensor in student.state_dict().items()}
+    if differing := [key for key in {**wanted, **got} if got.get(key) != wanted.get(key)]:
+        key = differing[0]
+        raise RunError(
+            "the weights are not those of the student that the file names", where=path,
+            got=f"{key} {got.get(key, 'missing')}", wanted=f"{name}, with {key} {wanted.get(key, 'absent')}",
+        )  # fmt: skip
 
 
 def load_run(path: Path, device: str, precision: str) -> NetworkModel:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageError
 from polyp_difom.pipeline.models.exported import KEY, Description, ExportedModel, needed
+from polyp_difom.pipeline.teachers.weights import first_line
 
 CUDA = "CUDAExecutionProvider"
-TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+TYPES = {"float32": "FLOAT", "uint8": "UINT8"}
 
 
 class OnnxModel(ExportedModel):
@@ -32,35 +33,56 @@ class OnnxModel(ExportedModel):
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         options.intra_op_num_threads = threads or 0
+        about = described(path)
         try:
             self.session = runtime.InferenceSession(str(path), options, [(provider, settings)])
         except Exception as error:
-            got = str(error).splitlines()[0][:200]
-            raise RunError("ONNX Runtime cannot load the file", where=path, got=got, wanted="an intact .onnx file") from error
-        about = self._described(path)
+            raise _unusable(path, error) from error
         self.names = [about.output.name], about.input.name
         super().__init__("onnx", path, about, "cpu" if provider != CUDA else f"cuda:{settings['device_id']}")
-
-    def _described(self, path: Path) -> Description:
-        inputs, outputs = (
-            [(p.name, p.type, p.shape) for p in ports()] for ports in (self.session.get_inputs, self.session.get_outputs)
-        )
-        text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
-        about = Description.parse(text, path) if text is not None else None
-        if about is None or [one[:2] for one in inputs] != [(about.input.name, TYPES[about.input.dtype])]:
-            raise RunError(
-                "not an ONNX file that polyp-difom exported", where=path,
-                got="; ".join(f"input {name} {kind} {shape}" for name, kind, shape in inputs),
-                wanted=f"metadata {KEY!r} and the one input that it describes", remedy="polyp-difom export RUN --to onnx",
-            )  # fmt: skip
-        if about.output.name not in [one[0] for one in outputs]:
-            raise RunError("the ONNX file lacks the output that it describes", where=path, wanted=about.output.name)
-        return about
 
     def run(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `ExportedModel.run`."""
         outputs, name = self.names
         return self.session.run(outputs, {name: inputs})[0]
+
+
+def described(path: Path) -> Description:
+    """The description in the file, which is read as data: before it is known to be ours, no runtime works on it.
+
+    Raises:
+        RunError: damaged, or not an export of this tool.
+    """
+    onnx = needed("onnx", "export")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise _unusable(path, error) from error
+    constants = {one.name for one in model.graph.initializer}
+    inputs = [_port(onnx, one) for one in model.graph.input if one.name not in constants]
+    text = {one.key: one.value for one in model.metadata_props}.get(KEY)
+    about = Description.parse(text, path) if text is not None else None
+    if about is None or [one[:2] for one in inputs] != [(about.input.name, TYPES[about.input.dtype])]:
+        raise RunError(
+            "not an ONNX file that polyp-difom exported", where=path,
+            got="; ".join(f"input {name} {kind} {shape}" for name, kind, shape in inputs),
+            wanted=f"metadata {KEY!r} and the one input that it describes", remedy="polyp-difom export RUN --to onnx",
+        )  # fmt: skip
+    if about.output.name not in [one.name for one in model.graph.output]:
+        raise RunError("the ONNX file lacks the output that it describes", where=path, wanted=about.output.name)
+    return about
+
+
+def _port(onnx: Any, value: Any) -> tuple[str, str, list[int | str]]:
+    """(name, element type, shape) of a graph's input."""
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    kind = value.type.tensor_type
+    return value.name, names.get(kind.elem_type, "unknown"), [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+
+
+def _unusable(path: Path, error: Exception) -> RunError:
+    got = first_line(error)[:200]
+    return RunError("ONNX Runtime cannot load the file", where=path, got=got, wanted="an intact .onnx file")
 
 
 def _provider(runtime: Any, device: str) -> tuple[str, dict[str, str]]:

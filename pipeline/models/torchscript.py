@@ -1,4 +1,4 @@
-"""Exported TorchScript files."""
+"""Exported TorchScript files. Opening one runs the code in it, see `load_model(..., trust=True)`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from polyp_difom.cache.errors import RunError
 from polyp_difom.pipeline.device import pick_device
 from polyp_difom.pipeline.models.exported import KEY, Description, ExportedModel
+from polyp_difom.pipeline.teachers.weights import first_line
 
 
 class TorchScriptModel(ExportedModel):
@@ -30,8 +31,8 @@ class TorchScriptModel(ExportedModel):
                 warnings.simplefilter("ignore")  # torch would rather have another format
                 self.network = torch.jit.load(str(path), map_location=self.device, _extra_files=extra)
         except Exception as error:
-            got = str(error).strip().splitlines()[0][:200]
-            raise RunError("torch cannot load the file", where=path, got=got, wanted="an intact TorchScript file") from error
+            got, wanted = first_line(error)[:200], "an intact TorchScript file"
+            raise RunError("torch cannot load the file", where=path, got=got, wanted=wanted) from error
         if not extra[KEY]:
             raise RunError(
                 "not a TorchScript file that polyp-difom exported", where=path, wanted=f"an extra file {KEY!r} in it",

@@ -6,6 +6,7 @@ Needs the extra `dicom` (pydicom). Which values mean black and white follows DIC
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ class DicomSource(Source):
     def __init__(self, found: Found, frames: int):
         self._found, self.path, self.source, self._count = found, found.path, printable(found.path), frames
 
-    def count(self) -> int:
+    def count(self, every: int) -> int:
         """See `Source.count`."""
         return self._count
 
@@ -38,9 +39,10 @@ class DicomSource(Source):
         try:
             header = dcmread(found.path, stop_before_pixels=True)
             refuse_giant(header.Columns, header.Rows, found.path)
-            for index, values in enumerate(iter_pixels(found.path)):
+            for values in iter_pixels(found.path):
                 name = f"{found.inner}/{index:04d}" if self._count > 1 else found.name
-                yield Picture(name, _rgb(values, header), self.source, found.file, index=index)
+                yield Picture(name, _rgb(values, header, found.path), self.source, found.file, index=index)
+                index += 1
         except DataError:
             raise
         except Exception as error:  # pydicom and the decoders behind it raise whatever a damaged file leads them to
@@ -77,7 +79,7 @@ def _unreadable(found: Found, error: Exception, frames: int) -> DataError:
     )  # fmt: skip
 
 
-def _rgb(values: NDArray, header: Dataset) -> NDArray[np.uint8]:
+def _rgb(values: NDArray, header: Dataset, path: Path) -> NDArray[np.uint8]:
     """Pixel data [h, w] or [h, w, 3] -> RGB, uint8 [h, w, 3]."""
     from pydicom.pixels import apply_color_lut
 
@@ -89,7 +91,10 @@ def _rgb(values: NDArray, header: Dataset) -> NDArray[np.uint8]:
     if kind == "PALETTE COLOR":
         values, bits = apply_color_lut(values, header), header.RedPaletteColorLookupTableDescriptor[2]
     if values.ndim != 3 or values.shape[2] != 3 or not kind.startswith(("RGB", "YBR", "PALETTE")):
-        raise DataError("DICOM pixels that are neither grey nor colour", got=f"{kind} {list(values.shape)}", wanted="RGB")
+        raise DataError(
+            "DICOM pixels that are neither grey nor colour", where=printable(path), got=f"{kind} {list(values.shape)}",
+            wanted="MONOCHROME1, MONOCHROME2, RGB, YBR or PALETTE COLOR", remedy="export it as RGB",
+        )  # fmt: skip
     return values if bits == 8 else _to_8_bits(values, 0, 2**bits - 1)
 
 

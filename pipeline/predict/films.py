@@ -47,14 +47,15 @@ class FilmSource(Source):
         self._found, self.path, self.source = found, found.path, printable(found.path)
         self._open_container, self._live = open_container, live
 
-    def count(self) -> int:
+    def count(self, every: int) -> int:
         """See `Source.count`."""
         if self._live:
             return 0
         try:
             with self._open() as container:
                 stream = container.streams.video[0]
-                return stream.frames or round(_announced_seconds(container) * float(stream.average_rate or _GUESSED_RATE))
+                frames = stream.frames or round(_announced_seconds(container) * float(stream.average_rate or _GUESSED_RATE))
+                return -(-frames // every)
         except DataError:
             return 0
 

@@ -64,7 +64,7 @@ class Source(ABC):
     source: str
     path: Path
 
-    def count(self) -> int:
+    def count(self, every: int) -> int:
         """How many pictures to expect, for the progress bar; 0 if nobody knows."""
         return 1
 

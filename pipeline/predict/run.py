@@ -116,7 +116,7 @@ def predict(
     model.probability(np.zeros((info.frame_size, info.frame_size, 3), np.uint8))  # the first call is slow: not in the figures
     failures: list[DataError] = []
     clock, with_lesion = Clock(), 0
-    total = sum(source.count() for source in sources)
+    total = sum(source.count(config.every) for source in sources)
     batch_size = config.batch_size or (8 if info.device.startswith("cuda") else 1)
     # the table first, so that it is closed last and holds a row for everything that others hold
     with ExitStack() as open_outputs, progress.task("predicting", min(total, config.limit or total)) as advance:

@@ -17,6 +17,7 @@ from polyp_difom.pipeline.data.frames import read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.evaluation.evaluate import ends_and_middle
 from polyp_difom.pipeline.evaluation.metrics import PairedDifference, paired_difference
+from polyp_difom.pipeline.evaluation.published import PublishedFigure, published
 from polyp_difom.pipeline.evaluation.record import EvaluationRecord
 from polyp_difom.pipeline.evaluation.scoring import THRESHOLD, ImageScore, get_protocol
 from polyp_difom.pipeline.evaluation.targets import Target
@@ -112,14 +113,20 @@ def _report(entry: _Entry, name: str, protocol: str) -> RunReport:
         epochs=header.get("epochs"),
         parameters=entry.about["parameters"],
         macs=_macs(header),
-        timing=_timing(record.path),
+        timing=_timing(record.path, header.get("frame_size")),
         summaries=[replace(summary, dataset=label) for label, summary in record.summaries(protocol).items()],
         without_leaks=record.without_leaks(protocol),
         dice={label: [row.dice for row in rows] for label, rows in entry.scores.items()},
+        rivals={label: _published(rows) for label, rows in entry.scores.items()},
         curve=RunFolder(record.path).history() if is_run else [],
         facts=facts(record.path, entry.about),
         cautions=cautions(header),
     )
+
+
+def _published(rows: list[ImageScore]) -> list[PublishedFigure]:
+    dataset = rows[0].dataset
+    return published(dataset, [row.id.removeprefix(f"{dataset}/") for row in rows])
 
 
 def _names(records: list[EvaluationRecord]) -> list[str]:
@@ -169,8 +176,8 @@ def _macs(header: Mapping[str, Any]) -> int | None:
     return complexity(student, header["frame_size"]).macs
 
 
-def _timing(folder: Path) -> Timing | None:
-    """What `bench student` measured of a run, eager and one frame at a time; None where it did not.
+def _timing(folder: Path, side: int | None) -> Timing | None:
+    """What `bench student` measured of a run at its own side, eager and one frame at a time; None where it did not.
 
     Raises:
         RunError: the file is damaged.
@@ -180,6 +187,8 @@ def _timing(folder: Path) -> Timing | None:
         return None
     try:
         measured = json.loads(path.read_text())
+        if measured["size"] != side:
+            return None
         rows = [row["median_ms"] for row in measured["rows"] if (row["runtime"], row["batch"]) == ("eager", 1)]
         return Timing(float(rows[0]), f"{measured['device']}, {measured['threads']} threads") if rows else None
     except (ValueError, KeyError, TypeError) as error:

@@ -54,7 +54,7 @@ def write_report(out: Path, runs: list[RunReport], title: str) -> None:
         cautions=list(dict.fromkeys(caution for run in runs for caution in run.cautions)),
         word_of=word_of,
         panels=_panels(groups, runs, labels, protocols[0]),
-        rivals={label: found for label in labels if (found := panels.rivals(label))},
+        rivals={label: found for label in labels if (found := panels.rivals(groups, label))},
         last_values=[(run, rows) for run in runs if (rows := panels.last_values(run))],
         shared=shared,
         own=[(run.name, _own(run, shared)) for run in runs],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from polyp_difom.pipeline.evaluation.published import PublishedFigure, published
+from polyp_difom.pipeline.evaluation.published import PublishedFigure
 from polyp_difom.pipeline.report.charts import (
     Axis,
     Curve,
@@ -70,6 +70,8 @@ def reliability(groups: Sequence[Group], label: str) -> list[Panel]:
 def learning(run: RunReport, control: RunReport | None) -> list[Panel]:
     """Validation Dice beside the control's, loss parts, and one chart for each teacher's agreement."""
     dice = [Curve("Dice", _over_epochs(run, "val_dice"), 0)]
+    if not dice[0].points:
+        return []
     epoch, best = max(dice[0].points, key=lambda point: point[1])
     told = f"{run.name}: validation Dice, best {best:.3f} in epoch {epoch:.0f}"
     if control is not None and control.curve:
@@ -128,7 +130,7 @@ def pareto(groups: Sequence[Group], label: str, protocol: str) -> list[Panel]:
     """
     theirs = [
         Spot(figure.model, figure.parameters / MILLION, figure.mdice, 0, hollow=True)
-        for figure in rivals(label)
+        for figure in rivals(groups, label)
         if figure.protocol == protocol and figure.parameters
     ]
     parameters = {run.name: run.parameters / MILLION for group in groups for run in group.runs if run.parameters}
@@ -152,7 +154,7 @@ def pareto(groups: Sequence[Group], label: str, protocol: str) -> list[Panel]:
     return panels
 
 
-def rivals(label: str) -> list[PublishedFigure]:
-    """Published figures for a test set "<data set> (<split>)"; none for another split, which no paper scored."""
-    dataset, _, split = label.rpartition(" (")
-    return published(dataset) if split == "test)" else []
+def rivals(groups: Sequence[Group], label: str) -> list[PublishedFigure]:
+    """Published figures for a test set, where all that was scored is just the published test frames."""
+    found = [run.rivals.get(label, []) for group in groups for run in group.scored(label)]
+    return found[0] if all(found) else []

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyp_difom.pipeline.evaluation.metrics import PairedDifference, Summary
+from polyp_difom.pipeline.evaluation.published import PublishedFigure
 
 CONTROL = "none"
 """The objective of a control."""
@@ -43,6 +44,7 @@ class RunReport:
         summaries: one a test set; `dataset` is "<data set> (<split>)".
         without_leaks: figures without leaked frames, by test set, where leaks were looked for and found.
         dice: every row's Dice, by test set.
+        rivals: published figures, by test set, where just the published test frames were scored.
         differences: Dice of this run minus its control's, by test set; empty for a control.
         curve: one mapping per epoch, as in metrics.jsonl; empty when there is no history.
         control: name of the run that it is set against.
@@ -64,6 +66,7 @@ class RunReport:
     timing: Timing | None = None
     without_leaks: dict[str, Summary] = field(default_factory=dict)
     dice: dict[str, list[float]] = field(default_factory=dict)
+    rivals: dict[str, list[PublishedFigure]] = field(default_factory=dict)
     differences: dict[str, PairedDifference] = field(default_factory=dict)
     gallery: list[GalleryItem] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)

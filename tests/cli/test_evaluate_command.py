@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polyp_difom.pipeline.data.synthetic import write_dataset
+
 Refused = Callable[..., str]
 
 
@@ -170,17 +172,21 @@ def test_a_rival_scored_under_another_protocol_alone_is_no_rival(
     assert not (run / "results.csv").exists()
 
 
-def test_published_figures_stand_beside_ours_under_their_own_protocol_alone(
-    cli: Callable, frames: Path, tmp_path: Path
-) -> None:
-    home = Path(shutil.copytree(frames, tmp_path / "TestDataset/CVC-300"))
-    options = ["-d", home, "--overlays", "0", "-o", tmp_path / "ev"]
+def test_published_figures_stand_beside_ours_under_their_own_protocol_alone(cli: Callable, tmp_path: Path) -> None:
+    home = tmp_path / "TestDataset/CVC-300"
+    write_dataset(home, count=60, size=32)
+    options = ["-d", home, "--overlays", "0", "--measures", "overlap", "-o", tmp_path / "ev"]
     apart = cli("evaluate", home / "masks", *options)
     assert "not comparable with per-image" in apart.stdout
     assert "Polyp-PVT" not in apart.stdout
     beside = cli("evaluate", home / "masks", *options, "--protocol", "pranet")
     assert "Polyp-PVT" in beside.stdout
     assert "0.900" in beside.stdout
+    for file in [*home.glob("*/0059.*")]:
+        file.unlink()
+    fewer = cli("evaluate", home / "masks", *options, "--protocol", "pranet")
+    assert fewer.exit_code == 0
+    assert "Polyp-PVT" not in fewer.stdout
 
 
 def test_figures_without_leaked_frames_stand_beside_the_full_ones(cli: Callable, run: Path, frames: Path) -> None:

@@ -24,9 +24,15 @@ def test_an_export_names_its_file_its_agreement_and_the_next_command(cli: Callab
     assert result.exit_code == 0, result.stderr
     assert f"{out}: 0." in result.stdout
     assert "probabilities differ by at most" in result.stdout
-    assert f"next: polyp-difom evaluate {out} --data DIR" in result.stdout
+    assert f"next, from Python: load_model({str(out)!r}, trust=True)" in result.stdout
     assert "2 val frames of the run's store" in result.stderr
     assert kind_of(out) == "torchscript"
+
+
+def test_no_command_opens_torchscript(cli: Callable, refused: Callable, run: Path, frames: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.torchscript"
+    assert cli("export", run, "--to", "torchscript", "-o", out, "-q").exit_code == 0
+    assert "may write files" in refused(1, "evaluate", out, "--data", frames, "-o", tmp_path / "figures")
 
 
 def test_json_is_one_object_and_quiet_is_quiet(cli: Callable, run: Path, frames: Path, tmp_path: Path) -> None:

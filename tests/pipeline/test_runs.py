@@ -161,3 +161,12 @@ def test_resuming_what_is_not_there_or_finished_is_refused(distilling: Callable[
     distill(distilling(objective="none", epochs=1), tmp_path / "run")
     with pytest.raises(RunError, match="finished already"):
         distill(distilling(objective="none", epochs=1), tmp_path / "run", resume=True)
+
+
+def test_half_a_last_line_of_a_killed_run_does_not_hide_the_epochs_before(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.metrics.write_text('{"epoch": 1, "val_dice": 0.5}\n{"epoch": 2, "val')
+    assert run.history() == [{"epoch": 1, "val_dice": 0.5}]
+    run.metrics.write_text('{"epoch": 1, "val\n{"epoch": 2}\n')
+    with pytest.raises(RunError, match="damaged"):
+        run.history()

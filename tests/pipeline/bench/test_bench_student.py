@@ -126,9 +126,9 @@ def test_a_student_is_timed_in_a_runtime_through_an_export_of_its_own(benching: 
 def test_an_exported_file_has_its_own_runtime_and_side(benching: Benching, run: Path, tmp_path: Path) -> None:
     from polyp_difom.pipeline.export.exporting import export
 
-    file = export(run, "torchscript", out=tmp_path / "net.torchscript").path
+    file = export(run, "onnx", out=tmp_path / "net.onnx").path
     found = benching(file, size=None, runtimes=None)
-    assert [(row.runtime, row.batch) for row in found.rows] == [("torchscript", 1)]
+    assert [(row.runtime, row.batch) for row in found.rows] == [("onnx", 1)]
     (subject,) = found.subjects
     assert (subject.size, subject.macs, subject.run) == (64, None, None)
     assert found.written == []

@@ -295,3 +295,8 @@ def test_figures_of_earlier_weights_give_way(run: Path, mixed: Path, frames: Pat
     shutil.copy(run / "checkpoints/last.safetensors", run / "checkpoints/best.safetensors")
     scored(run, frames)
     assert [row["dataset"] for row in rows_of(run / "results.csv")] == ["synthetic"]
+
+
+def test_an_evaluated_run_can_still_be_overwritten(run: Path, mixed: Path) -> None:
+    scored(run, mixed)
+    assert RunFolder(run).refuse_to_lose(overwrite=True)

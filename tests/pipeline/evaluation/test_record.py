@@ -118,3 +118,11 @@ def test_results_are_made_anew_from_the_figures(run: Path, frames: Path) -> None
     EvaluationRecord.open(run).write_results()
     assert (run / "results.csv").read_bytes() == wanted
     assert json.loads((run / "results.json").read_text())["target"]["name"] == "run"
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"kind": "run"}'])
+def test_a_damaged_description_of_the_target_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/target.json").write_text(text)
+    with pytest.raises(RunError, match="damaged"):
+        EvaluationRecord.open(tmp_path).about()

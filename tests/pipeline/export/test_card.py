@@ -46,3 +46,27 @@ def test_a_network_that_was_never_evaluated_has_no_figures_to_show(run: Path) ->
     assert "Not evaluated." in card.text
     assert "trained on masks alone" in card.text
     assert "Unknown." in card.text
+
+
+def test_figures_without_leaked_frames_are_told_apart_and_stay_out_of_the_index(run: Path) -> None:
+    figures = ({**FIGURES[0], "left_out": 0}, {**FIGURES[0], "images": 97, "mdice": 0.7, "left_out": 3})
+    header = load_model(run, "cpu").info.header
+    card = ModelCard(model_card(describe("taught", header, 1000, "float32", False, figures)))
+    assert [one.metric_value for one in card.data.eval_results] == [0.8164, 0.71]
+    assert "| kvasir-seg | test | per-image | 100 | 0.816 | 0.710 |" in card.text
+    assert "| kvasir-seg, without 3 leaked frames | test | per-image | 97 | 0.700 | 0.710 |" in card.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": "none", "teachers": ["dinov2:small"]}, "trained on masks alone"),
+        ({"objective": "multiscale", "teachers": []}, "teachers that are not recorded"),
+        ({"objective": "multiscale", "teachers": ["sam:b"]}, "taught by sam:b"),
+    ],
+)
+def test_trained_on_masks_alone_is_said_of_no_other_objective(changes: dict, said: str, run: Path) -> None:
+    header = {**load_model(run, "cpu").info.header, **changes, "provenance": {}}
+    first = model_card(describe("net", header, 1000, "float32", False, ())).partition("## Intended use")[0]
+    assert said in first
+    assert ("masks alone" in first) == (changes["objective"] == "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -15,12 +16,13 @@ import torch
 from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageError
 from polyp_difom.pipeline.data.sources import Source
 from polyp_difom.pipeline.export import exporting
+from polyp_difom.pipeline.export.describe import describe
 from polyp_difom.pipeline.export.exporting import Exported, export
 from polyp_difom.pipeline.export.formats import FORMATS, Job
 from polyp_difom.pipeline.export.onnx import OnnxFormat, to_onnx
 from polyp_difom.pipeline.models.exported import ExportedModel
 from polyp_difom.pipeline.models.loading import kind_of, load_model
-from polyp_difom.pipeline.students.protocol import Student
+from polyp_difom.pipeline.students.protocol import Student, build_student
 
 KINDS = {
     "onnx": ("onnx", "onnxruntime"), "tensorrt-ready": ("onnx", "onnxruntime"), "openvino": ("openvino", "onnx"),
@@ -40,7 +42,7 @@ def exported(run: Path, to: str, **options: Any) -> Exported:
 def test_an_export_says_what_torch_says_on_pictures_of_odd_sizes(to: str, embedded: bool, run: Path, odd_pictures) -> None:
     done = exported(run, to, embed_preprocessing=embedded)
     assert done.path in done.files or kind_of(done.path) == "hub-folder"
-    network, model = load_model(run, "cpu"), load_model(done.path, "cpu")
+    network, model = load_model(run, "cpu"), load_model(done.path, "cpu", trust=True)
     assert model.info.frame_size == 64
     assert model.info.parameters == network.info.parameters
     wanted = network.probabilities(odd_pictures)
@@ -54,7 +56,7 @@ def test_an_export_says_what_torch_says_on_pictures_of_odd_sizes(to: str, embedd
 
 
 def test_of_pictures_higher_than_wide_an_embedded_export_says_nearly_the_same(run: Path, odd_pictures) -> None:
-    model = load_model(exported(run, "torchscript", embed_preprocessing=True).path, "cpu")
+    model = load_model(exported(run, "torchscript", embed_preprocessing=True).path, "cpu", trust=True)
     picture = np.ascontiguousarray(odd_pictures[0].transpose(1, 0, 2))
     np.testing.assert_allclose(model.probability(picture), load_model(run, "cpu").probability(picture), atol=2e-2)
 
@@ -92,7 +94,7 @@ def test_int8_scales_weights_by_channel_and_leaves_the_preprocessing_alone(run: 
 
 def test_the_description_tells_origin_and_figures_and_no_path_of_this_machine(run: Path) -> None:
     (run / "results.csv").write_text("dataset,split,protocol,images,mdice,miou,hd95\nmine,test,per-image,7,0.5,0.25,\n")
-    model = load_model(exported(run, "torchscript").path, "cpu")
+    model = load_model(exported(run, "torchscript").path, "cpu", trust=True)
     assert isinstance(model, ExportedModel)
     about = model.about
     assert about.figures == (
@@ -111,7 +113,7 @@ def test_the_description_tells_origin_and_figures_and_no_path_of_this_machine(ru
 def test_figures_stay_when_a_hub_folder_is_exported_on(run: Path) -> None:
     (run / "results.csv").write_text("dataset,split,protocol,images,mdice,miou\nmine,test,per-image,7,0.5,0.25\n")
     folder = exported(run, "hub-folder").path
-    again = load_model(export(folder, "torchscript", out=run.parent / "b.torchscript").path, "cpu")
+    again = load_model(export(folder, "torchscript", out=run.parent / "b.torchscript").path, "cpu", trust=True)
     assert isinstance(again, ExportedModel)
     assert again.about.figures[0]["mdice"] == 0.5
     assert "export" not in again.about.header
@@ -141,6 +143,47 @@ def test_what_is_there_is_replaced_only_when_asked(run: Path) -> None:
     assert out.read_text() == "mine"
     exported(run, "torchscript", overwrite=True)
     assert kind_of(out) == "torchscript"
+
+
+@pytest.mark.parametrize(("to", "beside"), [("openvino", "e.bin"), ("tensorrt-ready", "e.trtexec.sh")])
+def test_what_lies_where_a_companion_goes_is_replaced_only_when_asked(to: str, beside: str, run: Path) -> None:
+    mine = run.parent / beside
+    mine.write_text("mine")
+    with pytest.raises(RunError, match="--overwrite") as caught:
+        exported(run, to)
+    assert str(mine) in str(caught.value)
+    assert mine.read_text() == "mine"
+    assert mine in exported(run, to, overwrite=True).files
+    assert mine.read_bytes() != b"mine"
+
+
+def test_openvino_is_written_without_the_call_that_sends_telemetry(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    def sends(*_: object, **__: object) -> None:
+        raise AssertionError("telemetry")
+
+    monkeypatch.setattr(openvino, "convert_model", sends)
+    assert exported(run, "openvino").path.is_file()
+
+
+@pytest.mark.parametrize("name", ["it's $(touch ran).onnx", "two words.onnx"])
+def test_the_command_for_tensorrt_takes_any_file_name(name: str, run: Path) -> None:
+    done = exported(run, "tensorrt-ready", out=run.parent / name)
+    script = done.path.with_suffix(".trtexec.sh").read_text().replace("\\\n", "")
+    words = shlex.split(script, comments=True)
+    assert words[:3] == ["trtexec", f"--onnx={name}", f"--saveEngine={Path(name).with_suffix('.engine')}"]
+
+
+def test_the_normalisation_told_is_the_students_own(run: Path) -> None:
+    header = load_model(run, "cpu").info.header
+    student = build_student("light")
+    about = describe("light", {**header, "student": "light"}, 1, "float32", False, (), student)
+    assert (about.mean, about.std) == (pytest.approx((127 / 255,) * 3), pytest.approx((128 / 255,) * 3))
+    assert "the normalisation (mean and std below) is part of the network" in about.input.meaning
+    told = load_model(exported(run, "torchscript").path, "cpu", trust=True)
+    assert isinstance(told, ExportedModel)
+    assert told.about.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
 def test_a_folder_with_something_else_in_it_is_never_overwritten(run: Path) -> None:
@@ -210,7 +253,7 @@ def test_tensorrt_gets_one_frame_size_symmetric_scales_and_its_command(run: Path
     assert zeros
     assert not any(zero.any() for zero in zeros)
     script = (run.parent / "e.trtexec.sh").read_text()
-    assert "trtexec --onnx='e.onnx'" in script
+    assert "trtexec --onnx=e.onnx " in script
     assert "--maxShapes=frames:8x3x64x64" in script
     assert "--stronglyTyped" in script
     assert "no TensorRT ran here" in " ".join(done.remarks)
@@ -264,7 +307,7 @@ def test_a_checkpoint_alone_is_exported_too(run: Path, odd_pictures) -> None:
     alone = Path(shutil.copy(run / "checkpoints/best.safetensors", run.parent / "alone.safetensors"))
     done = export(alone, "torchscript", out=run.parent / "e.torchscript")
     wanted = load_model(run, "cpu").probability(odd_pictures[0])
-    np.testing.assert_allclose(load_model(done.path, "cpu").probability(odd_pictures[0]), wanted, atol=1e-4)
+    np.testing.assert_allclose(load_model(done.path, "cpu", trust=True).probability(odd_pictures[0]), wanted, atol=1e-4)
 
 
 def test_a_job_embeds_only_when_asked(run: Path) -> None:

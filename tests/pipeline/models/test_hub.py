@@ -58,8 +58,10 @@ def test_a_folder_answers_like_its_run(folder: Path, run: Path, odd_pictures: li
     [
         (lambda config: config.update(code="import os"), "code: extra inputs"),
         (lambda config: config.update(frame_size=10**9), "frame_size"),
-        (lambda config: config["header"].pop("student"), "names no student"),
-        (lambda config: config["header"].update(student=["unet"]), "names no student"),
+        (lambda config: config["header"].pop("student"), "header.student: field required"),
+        (lambda config: config["header"].update(student=["unet"]), "header.student: input should be a valid string"),
+        (lambda config: config["header"].update(student="unett:8"), "cannot be built"),
+        (lambda config: config["header"].update(provenance={"datasets": [{}]}), r"provenance\.datasets\.0\.name"),
         (lambda config: config["header"].update(student="unet:8"), "not those of the student"),
     ],
 )

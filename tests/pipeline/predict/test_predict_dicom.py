@@ -101,7 +101,7 @@ def test_frames_are_pictures_and_content_counts_without_a_suffix(tmp_path: Path)
     (source,) = find_sources([str(write(tmp_path / "IM0001", stack, "RGB", frames=3))])
     found = list(source.pictures(1))
     assert [picture.name for picture in found] == ["IM0001/0000", "IM0001/0001", "IM0001/0002"]
-    assert source.count() == 3
+    assert source.count(1) == 3
     np.testing.assert_array_equal([picture.image for picture in found], stack)
     write(tmp_path / "folder.dcm", stack[0], "RGB")
     assert len(find_sources([str(tmp_path)])) == 2

@@ -248,3 +248,10 @@ def test_a_film_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"film\.mp4"):
         FilmWriter(tmp_path / "file" / "film.mp4").add(scene(16, 16), 0.0)
+
+
+def test_the_expected_number_of_frames_counts_those_that_are_wanted(write_film: Write, tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mp4", noise(10))
+    (source,) = find_sources([str(film)])
+    assert [source.count(every) for every in (1, 3, 20)] == [10, 4, 1]
+    assert [len(list(source.pictures(every))) for every in (1, 3, 20)] == [10, 4, 1]

@@ -67,7 +67,10 @@ def test_a_control_of_another_recipe_gives_no_verdict_but_says_what_differs(runs
 def test_runs_say_where_they_come_from_and_what_they_cost(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["taught"], tmp_path / "run")
     rows = [{"runtime": "onnx", "batch": 1, "median_ms": 2.0}, {"runtime": "eager", "batch": 1, "median_ms": 7.5}]
-    (tmp_path / "run/bench.json").write_text(json.dumps({"device": "a CPU", "threads": 2, "rows": rows}))
+    measured = {"device": "a CPU", "threads": 2, "size": 64, "rows": rows}
+    (tmp_path / "run/bench.json").write_text(json.dumps({**measured, "size": 32}))
+    assert compare([tmp_path / "run"])[0].timing is None  # of another side than the network's own
+    (tmp_path / "run/bench.json").write_text(json.dumps(measured))
     (report,) = compare([tmp_path / "run"])
     assert report.macs is not None
     assert report.macs > 1e6

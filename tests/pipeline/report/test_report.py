@@ -17,6 +17,7 @@ from PIL import Image
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.evaluation.calibration import Calibration, ReliabilityRow
 from polyp_difom.pipeline.evaluation.metrics import PairedDifference, SizeBand, Summary
+from polyp_difom.pipeline.evaluation.published import PublishedFigure
 from polyp_difom.pipeline.report.page import write_report
 from polyp_difom.pipeline.report.values import GalleryItem, RunReport, Timing
 from polyp_difom.pipeline.report.verdicts import grouped, told, verdicts
@@ -51,8 +52,9 @@ CONTROL = RunReport(
 )  # fmt: skip
 _AGREED = {"litemedsam/s16/bottleneck/cosine": 0.71, "litemedsam/s16/bottleneck/explained": 0.52,
            "litemedsam/s16/bottleneck/target_variance": 0.83}  # fmt: skip
+RIVAL = PublishedFigure("PraNet", "kvasir-seg", 0.898, 32_600_000, "pranet", "arXiv 2006.11392")
 TAUGHT = replace(
-    CONTROL, name="taught", recipe={**RECIPE, "objective": "multiscale", "teachers": ["litemedsam"]}, objective="multiscale",
+    CONTROL, rivals={KVASIR: [RIVAL]}, name="taught", recipe={**RECIPE, "objective": "multiscale", "teachers": ["litemedsam"]}, objective="multiscale",
     teachers=("litemedsam",), summaries=[summary(KVASIR, 0.8567), summary(ETIS, 0.49)],
     differences={KVASIR: gain(0.0444, 0.021, 0.065), ETIS: gain(0.01, -0.03, 0.05, 0.55)}, control="control",
     gallery=[GalleryItem("worst: a, Dice 0.100", np.full((300, 1200, 3), 180, np.uint8)),
@@ -221,7 +223,9 @@ def test_published_figures_are_called_not_comparable_under_another_protocol(tmp_
     assert "Not comparable" not in found.text
     assert "arXiv 2006.11392" in found.text
     assert 'class="s0 hollow"' in found.source
-    every = replace(TAUGHT, summaries=[summary("kvasir-seg (all)", 0.8)], differences={}, dice={"kvasir-seg (all)": [0.8]})
+    every = replace(
+        TAUGHT, summaries=[summary("kvasir-seg (all)", 0.8)], differences={}, dice={"kvasir-seg (all)": [0.8]}, rivals={}
+    )
     assert "published" not in page(tmp_path, every).text  # nobody published a figure of all its frames
 
 
