@@ -193,7 +193,6 @@ def test_an_empty_folder_is_nothing_to_evaluate(tmp_path: Path) -> None:
 
 def test_an_onnx_file_is_scored_like_its_run(finished_run: Path, frames: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     from polyp_difom.pipeline.export.exporting import export
 
     copy = Path(shutil.copytree(finished_run, tmp_path / "run"))
