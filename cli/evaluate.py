@@ -143,6 +143,8 @@ def _warn(result: Evaluation) -> None:
         known = ", ".join(f"{number} {name}" for name, number in unexpected.items())
         count = sum(unexpected.values())
         typer.echo(f"warning: the run has seen {count} of these frames ({known}): not a test of it", err=True)
+    if lost := [s.dataset for s in result.summaries if s.mdice == 0]:
+        typer.echo(f"warning: no lesion of {', '.join(lost)} was met in any frame: do the maps reach 0.5 at all?", err=True)
     emptied = [s.dataset for s in result.summaries if result.leaks and len(result.leaks.of(s.dataset)) == s.images]
     if emptied:
         typer.echo(f"warning: every scored frame of {', '.join(emptied)} is leaked: nothing is left without them", err=True)

@@ -90,7 +90,11 @@ def _extras() -> list[Finding]:
     found = []
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if _installed(name) is None]
-        detail = f"missing {', '.join(missing)}: pip install 'polyp-difom[{extra}]'" if missing else "installed"
+        detail = (
+            f"missing {', '.join(missing)}: pip install 'polyp-difom[{extra}]'"
+            if missing
+            else ", ".join(f"{name} {_installed(name)}" for name in packages)
+        )
         found.append(Finding("extra", extra, None if missing else True, detail))
     return found
 

@@ -205,6 +205,8 @@ def decode(data: bytes, path: Path) -> Image.Image:
             if count == 1 and (limit is None or pixels <= limit):
                 image.load()
                 return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, f"more than {2 * (limit or 0)} pixels") from error
     except DECODE_ERRORS as error:
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "no known image format" if unknown else str(error) or type(error).__name__
@@ -218,11 +220,15 @@ def decode(data: bytes, path: Path) -> Image.Image:
         raise DataError(
             "the file holds several images", where=path, got=f"{count} images", wanted="one", remedy="save one of them alone"
         )
-    raise DataError(
+    raise _too_large(path, f"{pixels} pixels")
+
+
+def _too_large(path: Path, got: str) -> DataError:
+    return DataError(
         "the image is too large to be a frame",
         where=path,
-        got=f"{pixels} pixels",
-        wanted=f"at most {limit}",
+        got=got,
+        wanted=f"at most {Image.MAX_IMAGE_PIXELS}",
         remedy="shrink it",
     )
 

@@ -88,8 +88,8 @@ class EvaluationRecord:
 
     @property
     def name(self) -> str:
-        """Of what was scored, for tables."""
-        return self.path.absolute().name if self.home == self.path else str(self.about()["name"])
+        """For tables: the folder's, which is the target's own unless `evaluate -o` said otherwise."""
+        return self.path.absolute().name
 
     @property
     def home(self) -> Path:

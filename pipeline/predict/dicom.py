@@ -50,11 +50,7 @@ class DicomSource(Source):
 
 
 def dicom(found: Found) -> Source:
-    """The source for a DICOM file.
-
-    Raises:
-        DataError: no readable header.
-    """
+    """The source for a DICOM file."""
     need("pydicom", "dicom")
     from pydicom import dcmread
     from pydicom.encaps import generate_frames
@@ -64,15 +60,18 @@ def dicom(found: Found) -> Source:
         header = dcmread(found.path, stop_before_pixels=True)
         frames = int(header.get("NumberOfFrames") or 1)
         is_film = header.file_meta.TransferSyntaxUID in MPEGTransferSyntaxes
-    except Exception as error:  # as above
-        raise _unreadable(found, error, 0) from error
+    except Exception:  # as above; reading its pictures says what is wrong
+        return DicomSource(found, 1)
     if is_film:
         return film_in_memory(found, lambda: next(generate_frames(dcmread(found.path).PixelData, number_of_frames=1)))
     return DicomSource(found, frames)
 
 
 def _unreadable(found: Found, error: Exception, frames: int) -> DataError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    from pydicom.errors import InvalidDicomError
+
+    known = "no DICOM header" if isinstance(error, InvalidDicomError) else str(error)
+    reason = (known or type(error).__name__).splitlines()[0]
     return DataError(
         "cannot read the DICOM file", where=printable(found.path), got=f"{reason} (after {frames} frames)"[:240],
         remedy="replace it by an intact copy, or export it uncompressed",

@@ -41,10 +41,16 @@ def refuse_to_lose(out: Path, overwrite: bool, texts: Sequence[str], sources: Se
             "will not write among files that no prediction wrote", where=out, got=(strangers or sorted(held))[0],
             wanted="a new or empty folder, or one of an earlier prediction", remedy="give another -o",
         )  # fmt: skip
-    if not overwrite:
-        raise RunError(
-            "the output folder holds a prediction already", where=out, remedy="give another -o, or --overwrite to start afresh"
-        )
+    if not overwrite and not _is_vain(out, held):
+        state = "a prediction already" if "predictions.csv" in held else "a prediction that was not finished"
+        raise RunError(f"the output folder holds {state}", where=out, remedy="give another -o, or --overwrite to start afresh")
+
+
+def _is_vain(out: Path, held: set[str]) -> bool:
+    """Whether an earlier prediction left nothing behind but its record: no picture could be read, or it was killed early."""
+    table = out / "predictions.csv"
+    without_rows = not table.exists() or table.read_text(encoding="utf-8").count("\n") <= 1
+    return without_rows and not {"masks", "probabilities", "overlays", "uncertainty"} & held
 
 
 def start_afresh(out: Path, about: Mapping[str, Any]) -> None:

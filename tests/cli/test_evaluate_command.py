@@ -26,7 +26,7 @@ def test_evaluate_prints_a_table_and_where_its_files_are(cli: Callable, run: Pat
     assert result.exit_code == 0, result.stderr
     assert "synthetic" in result.stdout
     assert str(run / "results.csv") in result.stdout
-    assert "warning" not in result.stderr
+    assert "has seen" not in result.stderr
 
 
 def test_json_of_an_evaluation_is_one_object_and_agrees_with_the_file(cli: Callable, run: Path, frames: Path) -> None:

@@ -101,6 +101,27 @@ def test_unreadable_pictures_end_in_a_list_and_exit_code_3(cli: Cli, finished_ru
     assert "1 of 2 inputs" in result.stderr
 
 
+def test_a_bad_dicom_file_among_pictures_does_not_stop_them(
+    cli: Cli, finished_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pydicom")
+    bad = tmp_path / "bad.dcm"
+    bad.write_text("hello")
+    result = cli("predict", finished_run, bad, picture, "-o", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "no DICOM header" in result.stderr
+    assert (tmp_path / "out/masks/a.png").is_file()
+
+
+def test_a_prediction_that_could_read_nothing_does_not_stand_in_the_way_of_the_next(
+    cli: Cli, finished_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("hello")
+    assert cli("predict", finished_run, bad, "-o", tmp_path / "out").exit_code == 3
+    assert cli("predict", finished_run, picture, "-o", tmp_path / "out").exit_code == 0
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_place_is_refused(refused: Refused, finished_run: Path, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)

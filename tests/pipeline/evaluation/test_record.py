@@ -56,7 +56,7 @@ def test_a_folder_of_maps_is_opened_again_from_its_record(maps: Path, frames: Pa
     record = EvaluationRecord.open(tmp_path / "ev")
     target = record.target()
     assert (target.kind, target.path, target.record) == ("masks", maps, tmp_path / "ev")
-    assert record.name == "theirs"
+    assert record.name == "ev"
 
 
 def test_a_moved_run_is_read_and_scored_where_it_is(run: Path, frames: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def masks(frames: Path, tmp_path: Path) -> Path:
 def test_a_folder_of_masks_stands_beside_runs_with_its_training_unknown(runs: dict[str, Path], masks: Path) -> None:
     heard = Heard()
     other, taught, control = compare([masks, runs["taught"], runs["control"]], progress=heard)
-    assert (other.name, other.kind, other.objective, other.parameters) == ("maps", "masks", None, None)
+    assert (other.name, other.kind, other.objective, other.parameters) == ("record", "masks", None, None)
     assert other.facts["teachers"] == other.facts["store signature"] == other.facts["seed"] == "unknown"
     assert not other.differences
     assert len(other.gallery) == 6
@@ -136,7 +136,7 @@ def test_maps_that_are_gone_leave_the_figures_without_pictures(masks: Path) -> N
     (report,) = compare([masks], progress=heard)
     assert report.summaries == expected.summaries
     assert not report.gallery
-    assert "no pictures of maps" in heard.lines[0]
+    assert "no pictures of record" in heard.lines[0]
 
 
 def test_a_folder_given_twice_is_refused(runs: dict[str, Path]) -> None:
