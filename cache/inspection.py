@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def verify(store: FeatureStore, progress: Callable[[int, int], None] | None = No
     complete = np.flatnonzero(store.done()).tolist()
     work = [(key, shard) for key in store.manifest.arrays for shard in complete]
     for step, (key, shard) in enumerate(work, start=1):
-        damages.extend(_shard_damages(store, key, shard))
+        damages.extend(shard_damages(store, key, shard))
         if progress is not None:
             progress(step, len(work))
     return damages
@@ -75,7 +75,8 @@ def _layout_fault(store: FeatureStore, key: str) -> str | None:
     return None if found == wanted else f"zarr.json says {found}, the manifest {wanted}"
 
 
-def _shard_damages(store: FeatureStore, key: str, shard: int) -> Iterator[Damage]:
+def shard_damages(store: FeatureStore, key: str, shard: int) -> Iterator[Damage]:
+    """Every chunk of one array's shard that cannot be read back."""
     rows, ids = store.shards[shard], store.samples.ids
     per_sample = store.manifest.arrays[key].chunks_per_sample
     _, faults = store.sharded(key).read(np.arange(rows.start * per_sample, rows.stop * per_sample), verify=True)
@@ -84,13 +85,40 @@ def _shard_damages(store: FeatureStore, key: str, shard: int) -> Iterator[Damage
         yield Damage(key, shard, sample, fault.reason)
 
 
+def _measured(store: FeatureStore, keys: Iterable[str]) -> dict[str, dict[str, float]]:
+    """What was measured while the store was made, by group of constants.
+
+    Of a teacher's basis: how much of the variance its stored channels hold, and out of how many. Of its equivariance: the
+    cosine between a flipped (or moved, `affine`) map and the map of the frame moved likewise, and the relative error of the
+    precision.
+    """
+    found: dict[str, dict[str, float]] = {}
+    nodes = (key.split("/") for key in keys)
+    groups = sorted("/".join(node[:3]) for node in nodes if len(node) == 4 and (node[0], node[3]) == ("teachers", "zarr.json"))
+    for prefix, record in ((group, store.read_constants(group)) for group in groups):
+        if record is None:
+            continue
+        arrays, attrs = record
+        if "explained" in arrays and "rotation" in arrays:
+            stored, native = arrays["rotation"].shape
+            found[prefix] = {"stored": stored, "native": native, "variance_held": float(arrays["explained"][:stored].sum())}
+        elif "cosine" in arrays:
+            found[prefix] = dict(zip(attrs["views"], arrays["cosine"].tolist(), strict=True))
+            if "affine_cosine" in arrays:
+                found[prefix]["affine"] = float(arrays["affine_cosine"].mean())
+            if "precision_error" in attrs:
+                found[prefix]["precision_error"] = attrs["precision_error"]
+    return found
+
+
 def summary(store: FeatureStore) -> dict[str, Any]:
     """What the store is, holds and cost, as plain JSON values."""
     manifest, done = store.manifest, store.done()
     ledger = np.nansum(read_small(store.root, "ledger/values", store.location)[0], axis=0)
     rows = list(zip(store.samples.split, store.samples.dataset, strict=True))
     sizes: Counter[str] = Counter()
-    for key, size in store.location.sizes().items():
+    files = store.location.sizes()
+    for key, size in files.items():
         depth = 2 if key.startswith("teachers/") else 1
         sizes["/".join(key.split("/")[:-1][:depth]) or "metadata"] += size
     return {
@@ -109,6 +137,15 @@ def summary(store: FeatureStore) -> dict[str, Any]:
             for teacher in manifest.teachers
         ],
         "shards": {"done": int(done.sum()), "total": len(done)},
+        "arrays": {
+            key: {
+                "shape": list(spec.shape),
+                "dtype": spec.dtype,
+                "bytes": sum(size for name, size in files.items() if name.startswith(f"{key}/")),
+            }
+            for key, spec in manifest.arrays.items()
+        },
+        "measured": _measured(store, files),
         "bytes": dict(sorted(sizes.items())),
         "total_bytes": sizes.total(),
         "ledger": dict(zip(LEDGER_FIELDS, ledger.tolist(), strict=True)),

@@ -29,16 +29,26 @@ def write_skeleton(location: Location, manifest: Manifest, samples: SampleTable)
     )
     for name, (column, attributes) in samples.to_arrays().items():
         write_whole(root, f"samples/{name}", column, attributes)
+    write_arrays(root, manifest, len(samples))
+    root.update_attributes({"manifest": manifest.model_dump(mode="json"), "signature": manifest.signature()})
+
+
+def write_arrays(root: zarr.Group, manifest: Manifest, n: int, marks: str = "") -> None:
+    """Metadata of the manifest's arrays for `n` samples, and of the ledger and done marks of their shards.
+
+    Args:
+        marks: prefix of ledger and done marks; those of an extension lie apart.
+    """
     for key, spec in manifest.arrays.items():
-        _create_sharded(root, key, spec, len(samples), manifest.samples_per_shard)
-    shards = -(-len(samples) // manifest.samples_per_shard)
+        _create_sharded(root, key, spec, n, manifest.samples_per_shard)
+    shards = -(-n // manifest.samples_per_shard)
     rows: tuple[tuple[str, int, str, float, dict[str, Any]], ...] = (
         ("ledger/values", len(LEDGER_FIELDS), "float64", np.nan, {"fields": list(LEDGER_FIELDS)}),
         ("ledger/host", HOST_BYTES, "uint8", 0, {"encoding": "utf-8, zero padded"}),
     )
     for key, width, dtype, fill, attributes in rows:
         root.create_array(
-            key,
+            f"{marks}{key}",
             shape=(shards, width),
             chunks=(1, width),
             dtype=dtype,
@@ -46,8 +56,7 @@ def write_skeleton(location: Location, manifest: Manifest, samples: SampleTable)
             compressors=[Crc32cCodec()],
             attributes=attributes,
         )
-    root.create_array("done", shape=(shards,), chunks=(1,), dtype="bool", fill_value=False, compressors=[Crc32cCodec()])
-    root.update_attributes({"manifest": manifest.model_dump(mode="json"), "signature": manifest.signature()})
+    root.create_array(f"{marks}done", shape=(shards,), chunks=(1,), dtype="bool", fill_value=False, compressors=[Crc32cCodec()])
 
 
 def write_whole(root: zarr.Group, key: str, values: NDArray[Any], attributes: Mapping[str, Any] | None = None) -> None:

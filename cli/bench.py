@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.cli import options
+from polyp_difom.cli import bench_teacher, options
 from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
 
 app = typer.Typer(help="Measure speed and size on this machine.", no_args_is_help=True)
+app.command()(bench_teacher.teacher)
 
 
 @app.command()
@@ -57,6 +58,33 @@ def student(
     typer.echo(found.machine.title)
     for path in found.written:
         typer.echo(path)
+
+
+@app.command()
+@guarded
+def reader(
+    store: Annotated[str | None, typer.Argument(help="Store to read; default: drawn samples of 248 KB and 1 MB.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Shuffled batches of 16 from a store, against zarr-python, tensorstore and a memory-mapped .npy file, warm, in turn."""
+    from dataclasses import asdict
+
+    from polyp_difom.pipeline.bench.machine import processor
+    from polyp_difom.pipeline.bench.reader import bench_reader
+
+    rows = bench_reader(store, progress=Terminal(quiet))
+    if as_json:
+        print_json({"device": processor(), "rows": [{**asdict(row), "met": row.met} for row in rows]})
+        return
+    words = {None: "", True: "yes", False: "NO"}
+    cells = [
+        [r.array, f"{r.sample_bytes / 1000:,.0f}", r.way, f"{r.samples_per_second:,.0f}", f"{r.median_ms:,.2f}",
+         f"{r.ratio:.2f}", f"{r.bar:.2f}" if r.bar else "", words[r.met]]
+        for r in rows
+    ]  # fmt: skip
+    print_table(["array", "KB", "way", "samples/s", "ms a batch", "ours is x as fast", "at least", "met"], cells)
+    typer.echo(processor())
 
 
 @app.command()

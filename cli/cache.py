@@ -1,59 +1,242 @@
-"""`polyp-difom cache`: look into a store and check it."""
+"""`polyp-difom cache`: look into a store, check it, mend it, compare it, tidy it up, and hand its arrays to others."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cli import cache_tables as tables
 from polyp_difom.cli import options
 from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
 
-app = typer.Typer(help="Look into a feature store and check it.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from polyp_difom.cache.store import FeatureStore
+    from polyp_difom.pipeline.recompute import Likeness
+    from polyp_difom.pipeline.repair import Repair
+
+app = typer.Typer(help="Look into a feature store, check it, compare it, export it.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(help="Store that `polyp-difom extract` made.")]
 
 
 @app.command()
 @guarded
 def info(store: Store, as_json: options.Json = False) -> None:
-    """What is in a store: frames, teachers, grids, bytes, and how far extraction got."""
+    """What is in a store: frames, teachers, grids, bytes, what was measured, and how far extraction got."""
     from polyp_difom.cache.store import FeatureStore
 
     summary = FeatureStore.open(store).summary()
     if as_json:
         print_json(summary)
         return
-    print_table(["key", "value"], [[key, text] for key, text in _lines(summary)])
+    print_table(["store", summary["path"]], tables.overview(summary))
+    rows = [[t["name"], str(t["channels"]), t["licence"], t["contamination"]] for t in summary["teachers"]]
+    print_table(["teacher", "channels", "licence of the weights", "polyp frames in its training?"], rows)
+    print_table(["array", "shape of one sample", "dtype", "MiB"], tables.arrays(summary))
+    if summary["measured"]:
+        print_table(["measured on train frames", "of", "value"], tables.measured(summary["measured"]))
 
 
 @app.command()
 @guarded
-def verify(store: Store, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Read every byte and compare every checksum; exit code 4 if anything is damaged."""
+def verify(
+    store: Store,
+    recompute: Annotated[int, typer.Option(min=0, help="Run the live teachers on this many random samples and compare.")] = 0,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged shards again, just these.")] = False,
+    weights: Annotated[
+        list[str], typer.Option(help="TEACHER=PATH, as given to extract, for --recompute and --repair; repeatable.")
+    ] = [],  # noqa: B006
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Read every byte and compare every checksum; exit code 4 if anything is damaged.
+
+    --repair runs the teachers again on the frames of a damaged shard and replaces what was lost. Where frames themselves are
+    lost, it marks the shard as pending and prints the extract command that makes it again.
+    """
     from dataclasses import asdict
 
-    from polyp_difom.cache.errors import CacheError
+    from polyp_difom.cache.store import FeatureStore
+
+    terminal, given = Terminal(quiet), dict(_weights(text) for text in weights)
+    opened = FeatureStore.open(store)
+    with terminal.task("verifying", len(opened.manifest.arrays) * len(opened.shards)) as advance:
+        damages = opened.verify(lambda done, total: advance(1))
+    for damage in damages:
+        typer.echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
+    said: dict[str, Any] = {"store": store, "damaged": [asdict(damage) for damage in damages]}
+    done: Repair | None = None
+    if damages and repair:
+        from polyp_difom.pipeline.repair import repair as mend
+
+        done = mend(store, damages, weights=given, device=device, progress=terminal)
+        said["repair"] = asdict(done)
+    found: list[Likeness] = []
+    if recompute and (not damages or (done is not None and not done.pending)):
+        from polyp_difom.pipeline import recompute as live
+
+        found = live.recompute(FeatureStore.open(store), recompute, weights=given, device=device, progress=terminal)
+        said["recomputed"] = [asdict(row) for row in found]
+    if as_json:
+        print_json(said)
+    _settle(store, len(damages), done, as_json)
+    if found:
+        if not as_json:
+            tables.tell_likeness(found)
+        live.require_alike(opened, found)
+
+
+@app.command()
+@guarded
+def show(
+    store: Store,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write, for instance maps.png.")],
+    sample: Annotated[list[str], typer.Option(help="Id of a sample; repeatable. Default: a few.")] = [],  # noqa: B006
+    view: Annotated[str, typer.Option(help="identity, hflip, vflip or rot180, of those in the store.")] = "identity",
+) -> None:
+    """A picture of what is taught: frame, mask, and every teacher's maps, low and high bands in colours."""
+    import io
+
+    from polyp_difom.cache.store import FeatureStore
+    from polyp_difom.pipeline.files import write_bytes
+    from polyp_difom.pipeline.showing import show as draw
+
+    if output.suffix.lower() != ".png":
+        raise UsageError("the picture is a PNG", where="--output", got=output, wanted=output.with_suffix(".png"))
+    buffer = io.BytesIO()
+    draw(FeatureStore.open(store), sample, view).save(buffer, "PNG")
+    write_bytes(output, buffer.getvalue())
+    typer.echo(output)
+
+
+@app.command()
+@guarded
+def diff(
+    first: Store,
+    second: Annotated[str, typer.Argument(help="Store to compare it with.")],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Settings, samples and values in which two stores differ; exit code 0 if they are equal, 1 if not."""
+    from dataclasses import asdict
+
+    from polyp_difom.cache.compare import compare
+    from polyp_difom.cache.store import FeatureStore
+
+    stores = [FeatureStore.open(path) for path in (first, second)]
+    with Terminal(quiet).task("comparing", len(stores[0].manifest.arrays)) as advance:
+        found = compare(stores[0], stores[1], lambda done, total: advance(1))
+    if as_json:
+        print_json({"equal": found.equal, **asdict(found)})
+    else:
+        tables.tell_difference(found)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
+@guarded
+def prune(
+    store: Store,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Delete half-written files, shards of unfinished work, and arrays that the manifest does not name."""
+    from dataclasses import asdict
+
+    from polyp_difom.cache.prune import prune as clean
+    from polyp_difom.cache.store import FeatureStore
+
+    found = clean(FeatureStore.open(store), dry_run=dry_run)
+    total = sum(item.size for item in found)
+    if as_json:
+        print_json({"store": store, "dry_run": dry_run, "bytes": total, "files": [asdict(item) for item in found]})
+        return
+    for item in found:
+        typer.echo(f"{item.key}: {item.size:,} bytes, {item.reason}")
+    typer.echo(f"{store}: {len(found)} files, {total:,} bytes {'would go' if dry_run else 'deleted'}")
+
+
+@app.command()
+@guarded
+def export(
+    store: Store,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    to: Annotated[str, typer.Option(help="npy or safetensors.")] = "npy",
+    teachers: Annotated[str | None, typer.Option(help="Some of the store's teachers, by commas. Default: all.")] = None,
+    scales: Annotated[str | None, typer.Option(help="Some of the store's scales, by commas. Default: all.")] = None,
+    split: Annotated[str, typer.Option(help="Samples of these splits, by commas.")] = "train,val,test",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Copy frames, masks, maps and spectra into plain files, one an array, with samples.csv and manifest.json."""
+    from polyp_difom.cache.exporting import export as copy
+    from polyp_difom.cache.manifest import SPLITS
     from polyp_difom.cache.store import FeatureStore
 
     opened = FeatureStore.open(store)
-    with Terminal(quiet).task("verifying", len(opened.manifest.arrays) * len(opened.shards)) as advance:
-        damages = opened.verify(lambda done, total: advance(1))
+    splits = _some(split, SPLITS, "--split")
+    keys = _keys(opened, teachers, scales)
+    rows = sum(name in splits for name in opened.samples.split)
+    specs = (opened.manifest.arrays[key] for key in keys)
+    total = rows * sum(spec.chunks_per_sample * spec.chunk_bytes for spec in specs)
+    with Terminal(quiet).task("exporting bytes", total) as advance:
+        written = copy(opened, output, to, keys, splits, advance)
     if as_json:
-        print_json({"store": store, "damaged": [asdict(damage) for damage in damages]})
-    for damage in damages:
-        typer.echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
-    if damages:
-        raise CacheError("the store is damaged", where=store, got=f"{len(damages)} damaged places", wanted="none")
-    if not as_json:
-        typer.echo(f"{store}: every checksum holds")
+        print_json({"folder": str(output), "samples": rows, "bytes": total, "files": written})
+        return
+    for name in written:
+        typer.echo(output / name)
 
 
-def _lines(value: object, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings and lists of mappings as (dotted key, text) rows."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = {str(item.get("name", number)): item for number, item in enumerate(value)}
-    if isinstance(value, dict):
-        return [row for key, item in value.items() for row in _lines(item, f"{prefix}.{key}" if prefix else str(key))]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return [(prefix, f"{value:,}" if isinstance(value, int) else f"{value:,.3f}")]
-    return [(prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
+def _weights(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise UsageError("--weights without a teacher or a path", where="--weights", got=text, wanted="TEACHER=PATH")
+    path = Path(source).expanduser()
+    return name, str(path) if path.exists() else source
+
+
+def _some(text: str, held: tuple[str, ...], option: str) -> tuple[str, ...]:
+    wanted = options.names(text, option)
+    if strangers := [name for name in wanted if name not in held]:
+        raise UsageError(f"there is no {strangers[0]!r}", where=option, wanted=f"some of: {', '.join(held)}")
+    return wanted
+
+
+def _keys(store: FeatureStore, teachers: str | None, scales: str | None) -> list[str]:
+    """Frames, masks, and the arrays of some teachers and scales."""
+    from polyp_difom.pipeline import schema
+
+    manifest = store.manifest
+    held = tuple(entry.name for entry in manifest.teachers)
+    names = _some(teachers, held, "--teachers") if teachers is not None else held
+    grids = _some(scales, tuple(manifest.scales), "--scales") if scales is not None else tuple(manifest.scales)
+    wanted = {make(name, scale) for name in names for scale in grids for make in (schema.embedding_key, schema.spectrum_key)}
+    return [key for key in manifest.arrays if key in wanted | {schema.IMAGE, schema.MASK}]
+
+
+def _settle(store: str, damaged: int, done: Repair | None, as_json: bool) -> None:
+    """Say what came of the check; CacheError where something is still to be done."""
+    lines = [f"{store}: every checksum holds"] if not damaged else []
+    if done is not None:
+        lines = [
+            f"{m.key}, shard {m.shard}: {m.chunks} chunks computed again; of {m.intact} sound ones the teacher gave {m.same} "
+            "again bit for bit"
+            for m in done.mended
+        ]
+    for line in [] if as_json else lines:
+        typer.echo(line)
+    if damaged and done is None:
+        raise CacheError(
+            "the store is damaged", where=store, got=f"{damaged} damaged places", wanted="none",
+            remedy=f"polyp-difom cache verify {store} --repair",
+        )  # fmt: skip
+    if done is not None and done.pending:
+        raise CacheError(
+            "frames or masks are damaged, which only the data set can give again", where=store,
+            got=f"shards {', '.join(map(str, done.pending))}, now marked as pending", remedy=done.command,
+        )  # fmt: skip

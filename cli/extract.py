@@ -33,32 +33,47 @@ def extract(
     split_by: options.SplitBy = "auto",
     val_fraction: Annotated[float, typer.Option(help="Share of the train frames kept for validation.")] = 0.1,
     seed: options.SplitSeed = 0,
-    batch_size: Annotated[int, typer.Option(help="Frames a teacher sees at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images (frames and their flips) a teacher sees at once.")] = 8,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    part_id: Annotated[int | None, typer.Option(help="Fill only every N-th shard from this one on; see --num-parts.")] = None,
+    num_parts: Annotated[int | None, typer.Option(help="Parts that the shards are dealt to, one a process or job.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Stage one: run frozen teachers once over all frames and cache their maps and spectra.
 
-    A killed run goes on where it stopped when the same command is given again.
+    A killed run goes on where it stopped when the same command is given again. Several processes may share the work: the
+    same command several times, under torchrun (rank and world size come from the environment), or with --part-id and
+    --num-parts in a job array.
     """
+    import os
+
     from polyp_difom.pipeline.data.sources import parse_source
     from polyp_difom.pipeline.extract import extract as run
     from polyp_difom.pipeline.plan import ExtractConfig
+    from polyp_difom.pipeline.workers import part_of
 
     config = options.validated(
         ExtractConfig,
         sources=tuple(parse_source(text) for text in data), teachers=options.names(teachers, "--teachers"), cache=cache,
-        weights=dict(_weights(text) for text in weights), input_sizes=dict(_input_size(text) for text in input_size),
+        weights=dict(read_weights(text) for text in weights), input_sizes=dict(read_input_size(text) for text in input_size),
         size=size, views=views, limit=limit,
         scales=options.names(scales, "--scales"), channels=channels,
         spectra=spectra, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
         seed=seed, batch_size=batch_size, device=device, precision=precision,
+        part_id=part_id, num_parts=num_parts,
     )  # fmt: skip
-    store = run(config, Terminal(quiet))
+    part = part_of(config, os.environ)
+    follows = part.helps and part.index > 0  # one rank of torchrun's speaks for all
+    store = run(config, Terminal(quiet or follows))
+    if follows:
+        return
     if as_json:
         print_json(store.summary())
+    elif pending := store.pending():
+        shards = len(store.shards)
+        typer.echo(f"{cache}: part {part.index} of {part.count} is done, {shards - len(pending)} of {shards} shards are there")
     else:
         typer.echo(f"{cache}: {len(store)} frames, complete\nnext: polyp-difom distill --cache {cache}")
 
@@ -70,13 +85,15 @@ def _pair(text: str, option: str, wanted: str) -> tuple[str, str]:
     return name, value
 
 
-def _weights(text: str) -> tuple[str, str]:
+def read_weights(text: str) -> tuple[str, str]:
+    """(teacher, source) of one --weights; paths that exist are expanded."""
     name, source = _pair(text, "--weights", "TEACHER=PATH")
     path = Path(source).expanduser()
     return name, str(path) if path.exists() else source
 
 
-def _input_size(text: str) -> tuple[str, int]:
+def read_input_size(text: str) -> tuple[str, int]:
+    """(teacher, pixels) of one --input-size."""
     name, pixels = _pair(text, "--input-size", "TEACHER=PIXELS")
     if not pixels.isdecimal():
         raise UsageError("an input size is a number of pixels", where="--input-size", got=text, wanted="TEACHER=PIXELS")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from polyp_difom.cli import bench, cache, data, distill, doctor, evaluate, export, extract, predict, report
+from polyp_difom.cli import bench, cache, data, distill, doctor, evaluate, export, extend, extract, predict, report
 
 app = typer.Typer(
     name="polyp-difom",
@@ -35,6 +35,7 @@ def root(
 for module in (extract, distill, evaluate, predict, export, report, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(data.app, name="data")
+cache.app.command()(extend.extend)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
 

@@ -29,7 +29,7 @@ READERS = 4
 
 
 class ExtractConfig(BaseModel):
-    """Everything that stage one can be told; the store's signature covers all but batch size and device."""
+    """Everything that stage one can be told; the store's signature covers all but batch size, device and parts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,6 +51,8 @@ class ExtractConfig(BaseModel):
     batch_size: int = Field(8, gt=0)
     device: str = "auto"
     precision: str = "auto"
+    part_id: int | None = Field(None, ge=0)
+    num_parts: int | None = Field(None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,18 @@ def _refuse_leak(first: tuple[str, str], second: tuple[str, str]) -> None:
         )  # fmt: skip
 
 
-def check_space(plan: Plan, cache: str, progress: Progress) -> None:
-    """Say how many bytes a new store will take, and refuse to start one that does not fit."""
-    needed = predicted_bytes(plan.manifest, len(plan.samples))
-    text = f"{len(plan.samples)} frames x {len(plan.manifest.views)} views: at most {needed / 2**20:,.1f} MiB"
-    if "://" in cache or Path(cache).exists():
+def check_space(manifest: Manifest, n: int, cache: str, progress: Progress, resumes: bool | None = None) -> None:
+    """Say how many bytes the manifest's arrays will take for `n` samples, and refuse to start what does not fit.
+
+    Args:
+        resumes: some of it may be there already, so nothing is refused; None: where the store exists.
+    """
+    needed = predicted_bytes(manifest, n)
+    text = f"{n} frames x {len(manifest.views)} views: at most {needed / 2**20:,.1f} MiB"
+    if "://" in cache or (Path(cache).exists() if resumes is None else resumes):
         progress.say(text)
         return
-    parent = next(folder for folder in Path(cache).absolute().parents if folder.exists())
+    parent = next(folder for folder in (Path(cache).absolute(), *Path(cache).absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     progress.say(f"{text}, {free / 2**20:,.0f} MiB free")
     if needed > free:

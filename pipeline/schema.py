@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -14,12 +14,24 @@ from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.spectra import spectrum_shape
 from polyp_difom.pipeline.teachers.protocol import Teacher, TeacherSpec, weights_digest
 
-if TYPE_CHECKING:
-    from polyp_difom.pipeline.plan import ExtractConfig
-
 IMAGE, MASK = "frames/image", "frames/mask"
 SHARD_BYTES = 128 * 2**20
 MOST_SAMPLES_PER_SHARD = 64
+
+
+class Layout(Protocol):
+    """What of a configuration decides over shapes: frame side, number of views, scales, stored channels, "full" or "low"."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def views(self) -> int: ...
+    @property
+    def scales(self) -> tuple[str, ...]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def spectra(self) -> Literal["full", "low"]: ...
 
 
 def teacher_group(name: str) -> str:
@@ -94,7 +106,7 @@ def scale_cells(size: int, scales: tuple[str, ...]) -> dict[str, int]:
     return {scale: size // scale_stride(scale) for scale in sorted(set(scales), key=scale_stride)}
 
 
-def teacher_entry(teacher: Teacher, config: ExtractConfig) -> TeacherEntry:
+def teacher_entry(teacher: Teacher, config: Layout) -> TeacherEntry:
     """The manifest's record of a loaded teacher."""
     spec = teacher.spec
     maps = tuple(
@@ -120,7 +132,7 @@ def teacher_entry(teacher: Teacher, config: ExtractConfig) -> TeacherEntry:
     )
 
 
-def arrays(config: ExtractConfig, teachers: list[Teacher]) -> dict[str, ArraySpec]:
+def arrays(config: Layout, teachers: list[Teacher]) -> dict[str, ArraySpec]:
     """All per-sample arrays of a store."""
     s, v = config.size, config.views
     specs = {
@@ -139,7 +151,7 @@ def arrays(config: ExtractConfig, teachers: list[Teacher]) -> dict[str, ArraySpe
     return specs
 
 
-def samples_per_shard(config: ExtractConfig, teachers: list[Teacher]) -> int:
+def samples_per_shard(config: Layout, teachers: list[Teacher]) -> int:
     """Samples in one unit of work: the largest array's shard stays near 128 MiB, and a kill costs at most 64 frames."""
     largest = max(math.prod(spec.shape) * 2 for spec in arrays(config, teachers).values())
     return max(1, min(MOST_SAMPLES_PER_SHARD, SHARD_BYTES // largest))

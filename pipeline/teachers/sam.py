@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.pipeline.teachers.attention import fuse_attention
 from polyp_difom.pipeline.teachers.protocol import DEFAULTS, OWN_WEIGHTS, TEACHERS, Request, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
 
@@ -54,6 +55,7 @@ def _load(request: Request, size: str, weights: str, preprocessing: str, contami
     prefix = "image_encoder."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     load_into(encoder, own, path, teacher=name)
+    fuse_attention(encoder)
     side, strides = request.fixed_side(encoder.img_size), (encoder.patch_embed.proj.stride[0],)
     channels = (encoder.neck[-1].weight.numel(),)
     return Teacher(TeacherSpec(name, side, preprocessing, strides, channels, "Apache-2.0", contamination), encoder)

@@ -1,0 +1,209 @@
+"""Adds teachers or scales to a store without the images it was made from: the squared frames in it are what teachers see.
+
+What is there keeps its bytes. A killed extension leaves the old store as it was; the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from polyp_difom.cache import extension
+from polyp_difom.cache.claims import NoClaims
+from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.manifest import Manifest, MapEntry, TeacherEntry
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import schema
+from polyp_difom.pipeline.basis import Basis
+from polyp_difom.pipeline.costs import cost_line
+from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline.fitting import bases_of
+from polyp_difom.pipeline.plan import check_space
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.runner import Arrays, Bases, MapsOfTeacher, Runner
+from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, implied_weights, load_teacher, weights_digest
+from polyp_difom.pipeline.workers import Part, fill
+
+
+class ExtendConfig(BaseModel):
+    """What to add to which store; all else is as the store's manifest says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cache: str
+    teachers: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+    weights: dict[str, str] = {}
+    input_sizes: dict[str, int] = {}
+    batch_size: int = Field(8, gt=0)
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a store's manifest says about shapes, as `schema.Layout`."""
+
+    size: int
+    views: int
+    scales: tuple[str, ...]
+    channels: int
+    spectra: Literal["full", "low"]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Layout:
+        """That of a store."""
+        views, scales = len(manifest.views), tuple(manifest.scales)
+        return cls(manifest.frame_size, views, scales, manifest.basis.channels, manifest.spectra)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What an extension will do.
+
+    Attributes:
+        manifest: of the extended store.
+        teachers: those that run.
+        maps: by teacher, which of its maps are made into which new scales.
+        groups: of the store, that hold nothing but what is added.
+        known: by teacher that is in the store already, the bases of its stored maps.
+    """
+
+    manifest: Manifest
+    teachers: list[Teacher]
+    maps: dict[str, MapsOfTeacher]
+    groups: list[str]
+    known: dict[str, Bases]
+
+
+def extend(config: ExtendConfig, progress: Progress | None = None) -> FeatureStore:
+    """Add teachers, or scales of all teachers that are there, and return the extended store.
+
+    Raises:
+        UsageError: neither or both are named, an unknown name, or a scale that would change what is stored.
+        CacheError: the store is incomplete, busy, or was made with other weights; or the disk is full.
+        MissingDependencyError: a teacher that cannot be loaded.
+    """
+    progress = progress or Progress()
+    if bool(config.teachers) == bool(config.scales):
+        raise UsageError("name either teachers or scales to add", wanted="--teachers NAME,... or --scales s4,...")
+    store = FeatureStore.open(config.cache, writable=True)
+    store.require_complete()
+    keep_freed_memory()
+    device = pick_device(config.device)
+    precision, _ = pick_precision(device, store.manifest.precision)
+    progress.say(f"teachers run on {device} in {precision}, as the store was made")
+    added = (_teachers if config.teachers else _scales)(store, config, progress)
+    part = extension.pending_part(store, added.manifest)
+    if not part.manifest.arrays:
+        progress.say(f"{config.cache} holds all of that already, nothing to do")
+        return store
+    check_space(part.manifest, len(part), config.cache, progress, resumes=extension.is_begun(part))
+    with part.writing(), enough_memory(device):
+        extension.begin(part, added.groups)
+        runner = Runner(added.teachers, part.manifest, added.maps, _decoder(store), device, config.batch_size, progress)
+        bases = {
+            teacher.spec.name: bases_of(part, runner, teacher, progress, added.known.get(teacher.spec.name))
+            for teacher in added.teachers
+        }
+        fill(part, NoClaims(), Part(), runner, bases, progress)
+        progress.say(cost_line(part))
+        return extension.seal(part, added.manifest)
+
+
+def _teachers(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Addition:
+    """New teachers at the store's scales."""
+    manifest, layout = store.manifest, Layout.of(store.manifest)
+    held = {entry.name: entry for entry in manifest.teachers}
+    loaded = [_load(name, config, progress) for name in config.teachers]
+    for teacher in loaded:
+        if teacher.spec.name in held:
+            _require_same(held[teacher.spec.name], teacher, store)
+    fresh = [teacher for teacher in loaded if teacher.spec.name not in held]
+    groups = [schema.teacher_group(name) for name in [*held, *(teacher.spec.name for teacher in fresh)]]
+    if len(set(groups)) != len(groups):
+        raise UsageError("two teachers would share a group of the store", where="--teachers", got=", ".join(config.teachers))
+    extended = manifest.model_copy(update={
+        "teachers": (*manifest.teachers, *(schema.teacher_entry(teacher, layout) for teacher in fresh)),
+        "arrays": {**manifest.arrays, **schema.arrays(layout, fresh)},
+    })  # fmt: skip
+    maps = {t.spec.name: schema.maps_of_scales(t.spec, layout.size, layout.scales) for t in fresh}
+    return Addition(extended, fresh, maps, groups[len(held) :], {})
+
+
+def _scales(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Addition:
+    """New scales of every teacher; maps that are stored keep the basis that they have."""
+    manifest, layout = store.manifest, Layout.of(store.manifest)
+    everything = tuple(schema.scale_cells(layout.size, (*layout.scales, *config.scales)))
+    wider = replace(layout, scales=everything)
+    addition = Addition(manifest, [], {}, [], {})
+    if set(everything) == set(layout.scales):
+        return addition
+    entries = []
+    for entry in manifest.teachers:
+        teacher = _load(entry.name, config, progress)
+        _require_same(entry, teacher, store)
+        spec = teacher.spec
+        before, after = (schema.maps_of_scales(spec, layout.size, scales) for scales in (layout.scales, everything))
+        if moved := [scale for number, held in before.items() for scale in held if scale not in after.get(number, ())]:
+            raise UsageError(
+                f"with these scales {entry.name} would store {', '.join(moved)} from another of its maps", where="--scales",
+                got=", ".join(config.scales), remedy="polyp-difom extract with all scales and another --cache",
+            )  # fmt: skip
+        new = {n: fresh for n, held in after.items() if (fresh := tuple(s for s in held if s not in layout.scales))}
+        addition.teachers.append(teacher)
+        addition.maps[entry.name] = new
+        addition.known[entry.name] = {n: _stored_basis(store, schema.basis_of(entry, held[0])) for n, held in before.items()}
+        addition.groups.extend(schema.basis_group(entry.name, held[0]) for held in new.values())
+        addition.groups.extend(f"{schema.teacher_group(entry.name)}/{scale}" for held in new.values() for scale in held)
+        maps = tuple(
+            MapEntry(
+                scales=held, stride=spec.strides[n], native_channels=spec.channels[n],
+                channels=min(layout.channels, spec.channels[n]),
+            ) for n, held in new.items()
+        )  # fmt: skip
+        entries.append(entry.model_copy(update={"maps": (*entry.maps, *maps)}))
+    extended = manifest.model_copy(update={
+        "teachers": tuple(entries),
+        "scales": schema.scale_cells(layout.size, everything),
+        "arrays": {**manifest.arrays, **schema.arrays(wider, addition.teachers)},
+    })  # fmt: skip
+    return replace(addition, manifest=extended)
+
+
+def _load(name: str, config: ExtendConfig, progress: Progress) -> Teacher:
+    given = {full_name(key): value for key, value in config.weights.items()}
+    sides = {full_name(key): value for key, value in config.input_sizes.items()}
+    named = full_name(name)
+    return load_teacher(named, given.get(named) or implied_weights(name), sides.get(named), progress.say)
+
+
+def _require_same(entry: TeacherEntry, teacher: Teacher, store: FeatureStore) -> None:
+    """CacheError where a teacher of the store is not the one that was loaded."""
+    spec = teacher.spec
+    stored = (entry.weights_digest, entry.input_size, entry.preprocessing)
+    if (loaded := (weights_digest(teacher.encoder), spec.input_size, spec.preprocessing)) != stored:
+        raise CacheError(
+            f"the store's {entry.name} is another one", where=store.location,
+            got=f"weights, input size, preprocessing: {loaded}", wanted=stored,
+            remedy=f"give --weights {entry.name}=PATH and --input-size as the store was made",
+        )  # fmt: skip
+
+
+def _stored_basis(store: FeatureStore, group: str) -> Basis:
+    record = store.read_constants(group)
+    if record is None:
+        raise CacheError(
+            "the store lacks a basis", where=store.location.file(group), remedy="polyp-difom extract makes a new store"
+        )
+    return schema.basis_from(*record)
+
+
+def _decoder(store: FeatureStore) -> Callable[[int], Arrays]:
+    def decode(index: int) -> Arrays:
+        return {schema.IMAGE: store.read(schema.IMAGE, np.array([index]))[0]}
+
+    return decode

@@ -1,0 +1,140 @@
+"""What is measured once, before the first shard: each teacher's channel bases, and what flips and precision do to its maps.
+
+Shapes: b batch, n samples, v views, c channels, h w grid, s frame side.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyp_difom.cache.manifest import TeacherEntry
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import schema
+from polyp_difom.pipeline.augment import draw_affine, resample
+from polyp_difom.pipeline.basis import Moments, fit_basis
+from polyp_difom.pipeline.data.splitting import ranked
+from polyp_difom.pipeline.plan import READERS
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.runner import Bases, Runner
+from polyp_difom.pipeline.teachers.protocol import Teacher
+
+EQUIVARIANCE_FRAMES = 16
+PRECISION_FRAMES = 4
+
+
+def bases_of(
+    store: FeatureStore, runner: Runner, teacher: Teacher, progress: Progress, known: Bases | None = None, workers: int = 1
+) -> Bases:
+    """The stored bases, or new ones: each fitted on a seeded choice of train frames at its map's finest scale.
+
+    Args:
+        known: of a teacher that is in the store already, the bases of its maps: they are kept, and recorded for new scales too.
+        workers: that share the work, for the forecast.
+    """
+    entry = next(entry for entry in store.manifest.teachers if entry.name == teacher.spec.name)
+    used, seed = runner.maps[entry.name], store.manifest.basis.seed
+    stored = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in used.items()}
+    if all(stored.values()):
+        return {number: schema.basis_from(*record) for number, record in stored.items() if record}
+    began = time.perf_counter()
+    chosen = _basis_rows(store, seed)
+    moments, witnesses = _moments(runner, teacher, chosen, progress)
+    rate = len(chosen) / (time.perf_counter() - began)
+    bases = {
+        number: (known or {}).get(number) or fit_basis(moments[scales[0]], entry.channels_at(scales[0]), seed)
+        for number, scales in used.items()
+    }
+    _say_variance(entry, runner, bases, progress)
+    minutes = len(store.samples) * len(runner.views) / rate / 60 / workers
+    progress.say(f"{entry.name}: about {minutes:.1f} minutes to go")
+    if known is None:
+        arrays, attrs = _equivariance(runner, teacher, witnesses, seed)
+        if (precision := runner.manifest.precision) != "float32":
+            attrs["precision_error"] = error = _precision_error(runner, teacher, bases, witnesses[:PRECISION_FRAMES])
+            progress.say(f"{entry.name}: {precision} moves its maps by {error:.1%} of their norm against float32")
+        store.write_constants(schema.equivariance_group(entry.name), arrays, attrs)
+    for number, scales in used.items():  # last: they mark all as done
+        variances = {scale: bases[number].variance(moments[scale]) for scale in scales}
+        store.write_constants(schema.basis_of(entry, scales[0]), *schema.basis_record(bases[number], variances))
+    return bases
+
+
+def _say_variance(entry: TeacherEntry, runner: Runner, bases: Bases, progress: Progress) -> None:
+    for number, scales in runner.maps[entry.name].items():
+        kept, channels = bases[number].explained, entry.channels_at(scales[0])
+        which = f" ({', '.join(scales)})" if entry.maps else ""
+        share = kept[:channels].sum()
+        progress.say(f"{entry.name}{which}: {channels} of {len(kept)} channels hold {share:.1%} of the variance")
+
+
+def _basis_rows(store: FeatureStore, seed: int) -> list[int]:
+    """A seeded choice of train frames."""
+    samples = store.samples
+    row = {name: index for index, (name, split) in enumerate(zip(samples.ids, samples.split, strict=True)) if split == "train"}
+    return [row[name] for name in ranked(row, seed)[: store.manifest.basis.frames]]
+
+
+def _moments(runner: Runner, teacher: Teacher, rows: list[int], progress: Progress) -> tuple[dict[str, Moments], list[Tensor]]:
+    """Channel moments at every scale over these frames, and the first few of the frames."""
+    name = teacher.spec.name
+    used = runner.maps[name]
+    moments = {scale: Moments() for scales in used.values() for scale in scales}
+    witnesses: list[Tensor] = []
+    with ThreadPoolExecutor(READERS) as pool, progress.task(f"fitting {name}'s basis", len(rows)) as advance:
+        for start in range(0, len(rows), runner.batch_size):
+            decoded = pool.map(runner.decode, rows[start : start + runner.batch_size])
+            frames = runner.to_device(torch.from_numpy(np.stack([frame[schema.IMAGE] for frame in decoded])))
+            maps = runner.embed(teacher, frames)
+            for number, scales in used.items():
+                for scale in scales:
+                    moments[scale].add(area_resample(maps[number], runner.manifest.scales[scale]))
+            witnesses += [frame.cpu() for frame in frames[: EQUIVARIANCE_FRAMES - len(witnesses)]]
+            advance(len(frames))
+    return moments, witnesses
+
+
+def _equivariance(
+    runner: Runner, teacher: Teacher, witnesses: list[Tensor], seed: int
+) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """How far moving a map is from the teacher's map of the moved frame, as mean cosines over a few train frames and all maps.
+
+    `cosine` [v] of each flip is why views are stored; `affine_cosine` is the error of augmentation by resampled maps.
+    """
+    matrices = draw_affine(torch.Generator().manual_seed(seed), len(witnesses), share=1.0)
+    flips, affine = [], []
+    for frame, matrix in zip(witnesses, matrices.split(1), strict=True):
+        frames = frame[None].to(runner.device)
+        maps = runner.embed(teacher, frames)
+        flipped = [runner.embed(teacher, frames.flip(axes)) for axes in runner.views]
+        moved = runner.embed(teacher, resample(frames, matrix))
+        for number, own in maps.items():
+            flips.append([_alike(own.flip(axes), f[number]) for axes, f in zip(runner.views, flipped, strict=True)])
+            affine.append(_alike(resample(own, matrix), moved[number]))
+    arrays = {"cosine": np.array(flips).mean(0), "affine_cosine": np.array(affine).mean(keepdims=True)}
+    return arrays, {"views": list(runner.manifest.views), "frames": len(witnesses)}
+
+
+def _precision_error(runner: Runner, teacher: Teacher, bases: Bases, witnesses: list[Tensor]) -> float:
+    """Norm of the change that the run's precision makes to the finest stored maps, over the norm of the float32 ones;
+    the mean over maps where several are stored.
+    """
+    frames = torch.stack(witnesses).to(runner.device)
+    runs = [runner.embed(teacher, frames, precision) for precision in (runner.manifest.precision, "float32")]
+    errors = []
+    for number, scales in runner.maps[teacher.spec.name].items():
+        cells = runner.manifest.scales[scales[0]]
+        ours, exact = (area_resample(bases[number].apply(maps[number]), cells) for maps in runs)
+        errors.append(((ours - exact).norm() / exact.norm()).item())
+    return sum(errors) / len(errors)
+
+
+def _alike(a: Tensor, b: Tensor) -> float:
+    return torch.cosine_similarity(a.flatten(1), b.flatten(1)).item()

@@ -1,0 +1,208 @@
+"""The live teachers against what a store says they said: run again on the store's own frames.
+
+Shapes: b batch, k samples, v views, c channels, h w grid, s frame side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.manifest import TeacherEntry
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import schema, spectra
+from polyp_difom.pipeline.data.frames import flip_axes
+from polyp_difom.pipeline.device import autocast, enough_memory, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline.plan import ExtractConfig
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, load_teacher, weights_digest
+
+BATCH: int = ExtractConfig.model_fields["batch_size"].default
+"""Frames at once, as `extract` takes them by default: sums in another order round otherwise."""
+ALIKE = 0.98
+"""Least cosine of a stored map and the live one; other hardware rounds bfloat16 otherwise, other weights are far below."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """One array of a store against the live teacher, over all views of some samples.
+
+    Attributes:
+        key: of the array.
+        teacher, scale, kind: what it holds; kind is "embedding" or "spectrum".
+        cosine: mean over (sample, view) of the cosine of stored and live values.
+        worst, worst_sample: the least of them, and where.
+        error: norm of the difference over the norm of the live values.
+        exact: share of (sample, view) that are equal bit for bit.
+    """
+
+    key: str
+    teacher: str
+    scale: str
+    kind: str
+    cosine: float
+    worst: float
+    worst_sample: str
+    error: float
+    exact: float
+
+
+def teacher_arrays(store: FeatureStore, entry: TeacherEntry) -> dict[str, tuple[str, str]]:
+    """Keys of a teacher's arrays, with scale and kind."""
+    keys = {}
+    for scale in store.manifest.scales:
+        keys[schema.embedding_key(entry.name, scale)] = scale, "embedding"
+        keys[schema.spectrum_key(entry.name, scale)] = scale, "spectrum"
+    return {key: what for key, what in keys.items() if key in store.manifest.arrays}
+
+
+class LiveTeacher:
+    """A teacher of a store, loaded again and held to the weights that made the store.
+
+    Raises:
+        CacheError: other weights or preprocessing, or its basis is missing.
+        MissingDependencyError, UsageError: it cannot be loaded.
+    """
+
+    def __init__(self, store: FeatureStore, entry: TeacherEntry, weights: str | None, device: torch.device, progress: Progress):
+        teacher = load_teacher(entry.name, weights, entry.input_size, progress.say)
+        _require_same(store, entry, teacher)
+        self.store, self.entry, self.device = store, entry, device
+        self.teacher = teacher.to(device).to(memory_format=torch.channels_last)
+        manifest = store.manifest
+        self.maps = schema.maps_of_scales(teacher.spec, manifest.frame_size, tuple(manifest.scales))
+        records = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in self.maps.items()}
+        self.bases = {number: schema.basis_from(*record) for number, record in records.items() if record is not None}
+        if len(self.bases) != len(self.maps):
+            raise CacheError(f"the basis of teacher {entry.name!r} is missing", where=store.location)
+
+    def arrays(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float16]]:
+        """What `extract` would store for these samples: its arrays by key, each [k, v, ...], made from `frames/image`."""
+        manifest = self.store.manifest
+        images = self.store.read(schema.IMAGE, rows)
+        keys = teacher_arrays(self.store, self.entry)
+        out = {key: np.empty((len(rows), *manifest.arrays[key].shape), manifest.arrays[key].dtype) for key in keys}
+        for start in range(0, len(rows), BATCH):
+            here = slice(start, start + BATCH)
+            batch = torch.from_numpy(images[here]).to(self.device).float() / 255
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            for view, name in enumerate(manifest.views):
+                with enough_memory(self.device), autocast(self.device, manifest.precision):
+                    native = self.teacher(batch.flip(flip_axes(name)))
+                for number, scales in self.maps.items():
+                    stored = self.bases[number].apply(native[number].float())
+                    for scale in scales:
+                        maps = area_resample(stored, manifest.scales[scale])
+                        spectrum = spectra.spectrum(maps)
+                        block = spectra.low_block(spectrum) if manifest.spectra == "low" else spectrum
+                        made = {
+                            schema.embedding_key(self.entry.name, scale): maps,
+                            schema.spectrum_key(self.entry.name, scale): spectra.pack(block),
+                        }
+                        for key in made.keys() & out.keys():
+                            out[key][here, view] = made[key].half().cpu().numpy()
+        return out
+
+
+def weights_of(store: FeatureStore, weights: Mapping[str, str]) -> dict[str, str]:
+    """Given weights under the teachers' full names.
+
+    Raises:
+        UsageError: weights for a teacher that the store does not hold.
+    """
+    held = [entry.name for entry in store.manifest.teachers]
+    named = {full_name(name): source for name, source in weights.items()}
+    if strangers := sorted(set(named) - set(held)):
+        raise UsageError("weights for a teacher that the store does not hold", got=strangers[0], wanted=", ".join(held))
+    return named
+
+
+def recompute(
+    store: FeatureStore,
+    count: int,
+    *,
+    weights: Mapping[str, str] | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> list[Likeness]:
+    """Run every teacher on `count` random samples under every view, in the store's precision, and compare.
+
+    Args:
+        store: at least one shard complete.
+        weights: by teacher, where `extract` was told some.
+        seed: of the choice; None takes other samples each time.
+
+    Raises:
+        CacheError: no shard is complete, other weights, or a damaged chunk.
+        MissingDependencyError, UsageError: a teacher that cannot be loaded.
+    """
+    progress = progress or Progress()
+    keep_freed_memory()
+    place = pick_device(device)
+    pick_precision(place, store.manifest.precision)
+    given = weights_of(store, weights or {})
+    ready = np.flatnonzero(store.done().repeat(store.manifest.samples_per_shard)[: len(store)])
+    if not len(ready):
+        raise CacheError("no shard is complete yet", where=store.location, remedy="run extract")
+    rows = np.sort(np.random.default_rng(seed).choice(ready, min(count, len(ready)), replace=False))
+    found = []
+    with progress.task("running teachers", len(rows) * len(store.manifest.teachers)) as advance:
+        for entry in store.manifest.teachers:
+            live = LiveTeacher(store, entry, given.get(entry.name), place, progress)
+            parts: dict[str, list[NDArray[np.float64]]] = {}
+            for start in range(0, len(rows), BATCH):
+                here = rows[start : start + BATCH]
+                for key, values in live.arrays(here).items():
+                    parts.setdefault(key, []).append(_sums(store.read(key, here), values))
+                advance(len(here))
+            found += [_likeness(store, entry, key, np.concatenate(sums), rows) for key, sums in parts.items()]
+    return found
+
+
+def require_alike(store: FeatureStore, found: list[Likeness]) -> None:
+    """Raises CacheError where a stored map is not what the live teacher says (see `ALIKE`)."""
+    worst = min(found, key=lambda row: row.worst)
+    if worst.worst < ALIKE:
+        raise CacheError(
+            f"{worst.key} is not what {worst.teacher} says about sample {worst.worst_sample!r}",
+            where=store.location, got=f"cosine {worst.worst:.4f}", wanted=f"at least {ALIKE}",
+            remedy="extract into another --cache, and compare with `polyp-difom cache diff`",
+        )  # fmt: skip
+
+
+def _require_same(store: FeatureStore, entry: TeacherEntry, teacher: Teacher) -> None:
+    got = {"weights sha256": weights_digest(teacher.encoder), "preprocessing": teacher.spec.preprocessing}
+    wanted = {"weights sha256": entry.weights_digest, "preprocessing": entry.preprocessing}
+    for what in got:
+        if got[what] != wanted[what]:
+            raise CacheError(
+                f"this {entry.name} is not the one that made the store", where=store.location, got=f"{what} {got[what]}",
+                wanted=f"{what} {wanted[what]}", remedy=f"give the same --weights {entry.name}=PATH as to extract",
+            )  # fmt: skip
+
+
+def _sums(stored: NDArray, live: NDArray) -> NDArray[np.float64]:
+    """Per (sample, view) [k, v, 4]: <stored, live>, |stored|^2, |live|^2, |stored - live|^2."""
+    a, b = (values.reshape(*values.shape[:2], -1).astype(np.float64) for values in (stored, live))
+    return np.stack([(a * b).sum(-1), (a * a).sum(-1), (b * b).sum(-1), np.square(a - b).sum(-1)], -1)
+
+
+def _likeness(
+    store: FeatureStore, entry: TeacherEntry, key: str, sums: NDArray[np.float64], rows: NDArray[np.int64]
+) -> Likeness:
+    scale, kind = teacher_arrays(store, entry)[key]
+    norms = np.sqrt(sums[..., 1] * sums[..., 2])
+    cosines = np.divide(sums[..., 0], norms, out=(sums[..., 3] == 0).astype(np.float64), where=norms > 0)
+    worst = int(cosines.min(1).argmin())
+    return Likeness(
+        key=key, teacher=entry.name, scale=scale, kind=kind, cosine=float(cosines.mean()), worst=float(cosines.min()),
+        worst_sample=store.samples.ids[int(rows[worst])], error=float(np.sqrt(sums[..., 3].sum() / sums[..., 2].sum())),
+        exact=float((sums[..., 3] == 0).mean()),
+    )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Teachers on their device: squared frames in, stored arrays out.
+
+Shapes: b batch, n samples, v views, c channels, h w grid, s frame side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyp_difom.cache.manifest import Manifest
+from polyp_difom.pipeline import schema, spectra
+from polyp_difom.pipeline.basis import Basis
+from polyp_difom.pipeline.data.frames import flip_axes
+from polyp_difom.pipeline.device import autocast, synchronise
+from polyp_difom.pipeline.progress import Advance, Progress
+from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.teachers.protocol import Teacher
+
+Arrays = dict[str, NDArray]
+"""By key of the store."""
+Bases = dict[int, Basis]
+"""By number of the map."""
+MapsOfTeacher = dict[int, tuple[str, ...]]
+"""By number of the map: the scales that are made from it, finest first."""
+
+
+class Runner:
+    """The teachers, and what of the plan they need to run.
+
+    Args:
+        manifest: of the arrays that shards are made of.
+        maps: by teacher, which of its maps are made into which scales.
+        decode: of the number of a sample, what is stored of its frame; at least `schema.IMAGE`, uint8 [3, s, s].
+        batch_size: images that a teacher sees at once; in a shard, all views of a frame together.
+    """
+
+    def __init__(
+        self, teachers: list[Teacher], manifest: Manifest, maps: Mapping[str, MapsOfTeacher], decode: Callable[[int], Arrays],
+        device: torch.device, batch_size: int, progress: Progress,
+    ):  # fmt: skip
+        self.teachers = [teacher.to(device).to(memory_format=torch.channels_last) for teacher in teachers]
+        self.manifest, self.maps, self.decode = manifest, maps, decode
+        self.device, self.batch_size, self.progress = device, batch_size, progress
+        self.views = [flip_axes(view) for view in manifest.views]
+        self._most: dict[str, int] = {}
+        """By teacher: images that its memory was found to hold."""
+
+    def to_device(self, batch: Tensor) -> Tensor:
+        """Frames uint8 [b, 3, s, s] as floats in 0..1 on the device."""
+        return (batch.to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
+
+    def embed(self, teacher: Teacher, frames: Tensor, precision: str | None = None) -> dict[int, Tensor]:
+        """Float32 maps [b, c, h, w] of frames [b, 3, s, s], on the teacher's own grids, by number; only those stored.
+
+        Where the device's memory does not hold so many at once, the batch is halved, and stays so.
+
+        Raises:
+            torch.OutOfMemoryError: one image alone is too much.
+        """
+        name = teacher.spec.name
+        while True:
+            most = min(len(frames), self._most.get(name, len(frames)))
+            try:
+                pieces = [self._run(teacher, piece, precision or self.manifest.precision) for piece in frames.split(most)]
+            except torch.OutOfMemoryError:
+                if most == 1:
+                    raise
+                self._most[name] = most // 2
+            else:
+                return pieces[0] if len(pieces) == 1 else {n: torch.cat([piece[n] for piece in pieces]) for n in pieces[0]}
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # out here: until the error is dropped its frames hold the memory
+            self.progress.say(
+                f"{name}: out of memory with {most} images at once, going on with {most // 2}; only rounding differs"
+            )
+
+    def _run(self, teacher: Teacher, frames: Tensor, precision: str) -> dict[int, Tensor]:
+        with autocast(self.device, precision):
+            maps = teacher(frames)
+        return {number: maps[number].float() for number in self.maps[teacher.spec.name]}
+
+    def shard(self, frames: list[Arrays], bases: Mapping[str, Bases], advance: Advance) -> tuple[Arrays, float]:
+        """All arrays of one shard, [n, ...] each, and the seconds that the teachers took."""
+        arrays: Arrays = {}
+        for key, spec in self.manifest.arrays.items():
+            known = key in frames[0]
+            arrays[key] = np.stack([f[key] for f in frames]) if known else np.empty((len(frames), *spec.shape), spec.dtype)
+        images = np.stack([frame[schema.IMAGE] for frame in frames])
+        began, start = time.perf_counter(), 0
+        for batch in torch.from_numpy(images).split(max(1, self.batch_size // len(self.views))):
+            rows = slice(start, start := start + len(batch))
+            for key, values in self._batch(self.to_device(batch), bases).items():
+                arrays[key][rows] = values.half().cpu().numpy()
+            advance(len(batch))
+        synchronise(self.device)
+        return arrays, time.perf_counter() - began
+
+    def _batch(self, frames: Tensor, bases: Mapping[str, Bases]) -> dict[str, Tensor]:
+        """Maps and spectra [b, v, ...] of frames [b, 3, s, s] in all views, by key of the store."""
+        views = torch.cat([frames.flip(axes) for axes in self.views]).contiguous(memory_format=torch.channels_last)
+        made: dict[str, Tensor] = {}
+        for teacher in self.teachers:
+            name = teacher.spec.name
+            for number, native in self.embed(teacher, views).items():
+                stored = bases[name][number].apply(native)
+                for scale in self.maps[name][number]:
+                    maps = area_resample(stored, self.manifest.scales[scale])
+                    spectrum = spectra.spectrum(maps)
+                    block = spectra.low_block(spectrum) if self.manifest.spectra == "low" else spectrum
+                    made[schema.embedding_key(name, scale)] = maps
+                    made[schema.spectrum_key(name, scale)] = spectra.pack(block)
+        return {key: values.unflatten(0, (len(self.views), -1)).transpose(0, 1) for key, values in made.items()}
