@@ -38,6 +38,7 @@ def evaluate(
         Path | None, typer.Option("-o", "--out", help="Folder for the figures; default: the run's own, or evaluations/NAME.")
     ] = None,
     device: options.Device = "auto",
+    trust: options.Trust = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -56,7 +57,7 @@ def evaluate(
     result = score(
         target, sources, split=split, split_by=split_by, seed=split_seed, protocol=protocol, measures=measures,  # type: ignore[arg-type]
         overlays=overlays, out=out, against=against, exclude_leaks=exclude_leaks, train=further, device=device,
-        progress=Terminal(quiet),
+        trust=trust, progress=Terminal(quiet),
     )  # fmt: skip
     if as_json:
         print_json(result.as_json())

@@ -64,7 +64,7 @@ def export(
         typer.echo(remark)
     if push is not None:
         typer.echo(said["pushed"])
-    elif to == "torchscript":  # a program: no command opens one
-        typer.echo(f"next, from Python: load_model({str(done.path)!r}, trust=True)")
+    elif to == "torchscript":  # a program, which no command opens unasked
+        typer.echo(f"next: polyp-difom predict {done.path} PICTURES -o OUT --trust")
     else:
         typer.echo(f"next: polyp-difom evaluate {done.path} --data DIR")

@@ -19,6 +19,7 @@ SplitBy = Annotated[str, typer.Option(help="auto, pranet, seeded, or a CSV file 
 SplitSeed = Annotated[int, typer.Option("--split-seed", help="Seed of seeded splits.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Open a TorchScript file: it is a program, so only your own.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 

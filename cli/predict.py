@@ -31,6 +31,7 @@ def predict(
     limit: Annotated[int | None, typer.Option(help="Stop after so many pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures at once; default 1 on a CPU, 8 on a GPU.")] = None,
     device: options.Device = "auto",
+    trust: options.Trust = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier prediction in -o.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -51,7 +52,7 @@ def predict(
     terminal = Terminal(quiet)
     sources = find_sources(inputs, terminal)
     refuse_to_lose(out, overwrite, inputs, sources)
-    totals = run(load_model(model, device), sources, out, config, terminal)
+    totals = run(load_model(model, device, trust=trust), sources, out, config, terminal)
     if as_json:
         print_json(totals.as_json())
     elif totals.pictures:

@@ -96,6 +96,7 @@ def evaluate(
     exclude_leaks: bool = False,
     train: Sequence[Source] = (),
     device: str = "auto",
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a target and write the figures into its record, see `evaluations`; nothing is written before all frames are scored.
@@ -109,6 +110,7 @@ def evaluate(
         against: a record of another target, scored on the same frames under the same protocol.
         exclude_leaks: a second set of figures without frames that the target learned from, see `find_leaks`.
         train: further folders that it learned from.
+        trust: as in `load_model`.
 
     Raises:
         RunError: no such target, or a record that is missing or not to be written to.
@@ -118,7 +120,7 @@ def evaluate(
     chosen = get_protocol(protocol)
     if exclude_leaks and chosen.group > 1:
         raise UsageError(f"{protocol} cannot leave frames out", where="--exclude-leaks", remedy="score under per-image")
-    target = open_target(path, out=out, device=device)
+    target = open_target(path, out=out, device=device, trust=trust)
     record, outdated = EvaluationRecord.prepare(target)
     found = _frames_of(target, sources, split, split_by, seed)
     rivals = rows_of_other(against, protocol, split, list(_by_set(found.pairs)), sources) if against else {}

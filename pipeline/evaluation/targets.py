@@ -86,17 +86,18 @@ class Target(ABC):
         return {entry["name"] for entry in self.header.get("provenance", {}).get("datasets", [])}
 
 
-def open_target(path: Path, *, out: Path | None = None, device: str = "auto") -> Target:
+def open_target(path: Path, *, out: Path | None = None, device: str = "auto", trust: bool = False) -> Target:
     """The model or the folder of maps at `path`.
 
     Args:
         out: where figures go; by default a run's own folder, else "evaluations/<name>".
+        trust: as in `load_model`.
 
     Raises:
         RunError: nothing that can be evaluated. MissingDependencyError: the model's backend is not installed.
     """
     if not path.is_dir() or _is_model_folder(path):
-        return ModelTarget(load_model(path, device), path, out)
+        return ModelTarget(load_model(path, device, trust=trust), path, out)
     if image_files(path) or any(image_files(folder) for folder in folders(path)):
         return MapsTarget(path, out)
     raise RunError(

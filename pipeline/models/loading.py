@@ -52,7 +52,7 @@ def load_model(
     if not trust:
         raise RunError(
             "a TorchScript file is a program and may write files when it is opened", where=path, wanted=KINDS,
-            remedy="export to ONNX and load that; from Python load_model(PATH, trust=True) if you made it yourself",
+            remedy="export to ONNX and take that; or, if you made the file yourself, add --trust (in Python: trust=True)",
         )  # fmt: skip
     from polyp_difom.pipeline.models.torchscript import TorchScriptModel
 

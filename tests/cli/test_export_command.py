@@ -24,7 +24,7 @@ def test_an_export_names_its_file_its_agreement_and_the_next_command(cli: Callab
     assert result.exit_code == 0, result.stderr
     assert f"{out}: 0." in result.stdout
     assert "probabilities differ by at most" in result.stdout
-    assert f"next, from Python: load_model({str(out)!r}, trust=True)" in result.stdout
+    assert f"next: polyp-difom predict {out} PICTURES -o OUT --trust" in result.stdout
     assert "2 val frames of the run's store" in result.stderr
     assert kind_of(out) == "torchscript"
 

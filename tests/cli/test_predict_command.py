@@ -160,3 +160,28 @@ def test_ctrl_c_finishes_the_film_and_exits_with_130(finished_run: Path, tmp_pat
         assert 10 <= len(list(container.decode(video=0))) < 3000
     with (out / "predictions.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) >= 10
+
+
+def test_a_torchscript_file_is_opened_only_when_it_is_trusted(
+    cli: Cli, refused: Refused, finished_run: Path, picture: Path, frames: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "net.torchscript"
+    assert cli("export", finished_run, "--to", "torchscript", "-o", file).exit_code == 0
+    assert "--trust" in refused(1, "predict", file, picture, "-o", tmp_path / "out")
+    assert cli("predict", file, picture, "-o", tmp_path / "out", "--trust").exit_code == 0
+    scoring = [
+        "evaluate",
+        file,
+        "-d",
+        frames,
+        "--split",
+        "all",
+        "--overlays",
+        "0",
+        "--measures",
+        "overlap",
+        "-o",
+        tmp_path / "ev",
+    ]
+    assert "--trust" in refused(1, *scoring)
+    assert cli(*scoring, "--trust").exit_code == 0
