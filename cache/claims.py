@@ -38,7 +38,9 @@ class Claims:
             self._locks.release(FIRST_SHARD + shard)
             return False
         self._folder.mkdir(exist_ok=True)
-        file.write_text(name_of_this_process())
+        partial = self._folder / f"{shard}.{os.getpid()}.partial"
+        partial.write_text(name_of_this_process())
+        partial.replace(file)  # whole or not at all: a claim without a name would be nobody's
         self._held.add(shard)
         return True
 
@@ -116,13 +118,13 @@ def joined(folder: Path) -> Iterator[Claims]:
 
 
 def is_foreign(claim: Path) -> bool:
-    """A process on another host, which locks may not reach, has touched the claim lately."""
+    """A process on another host, which locks may not reach, has touched the claim lately; one without a name is nobody's."""
     try:
         owner, touched = claim.read_text(), claim.stat().st_mtime
     except FileNotFoundError:
         return False
-    same_host = owner.partition(" on ")[2] == name_of_this_process().partition(" on ")[2]
-    return not same_host and time.time() - touched < EXPIRY_SECONDS
+    host, ours = (name.partition(" on ")[2] for name in (owner, name_of_this_process()))
+    return host not in ("", ours) and time.time() - touched < EXPIRY_SECONDS
 
 
 def sweep(folder: Path) -> None:

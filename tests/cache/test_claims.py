@@ -85,6 +85,30 @@ def test_a_claim_from_another_host_counts_until_it_expires(toy: Any, tmp_path: P
         assert "elsewhere" not in file.read_text()
 
 
+@pytest.mark.parametrize("name", ["", "process 7 on "])
+def test_a_claim_that_a_kill_or_power_cut_left_without_a_name_stops_nobody(toy: Any, tmp_path: Path, name: str) -> None:
+    store = toy.create(tmp_path / "s.zarr")
+    with store.sharing() as claims:
+        (tmp_path / "s.zarr/.claims").mkdir()
+        (tmp_path / "s.zarr/.claims/0").write_text(name)
+        assert claims.take(0)
+
+
+def test_a_claim_is_never_seen_half_written(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = toy.create(tmp_path / "s.zarr")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, store.sharing() as claims:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claims.take(0)
+    assert not (tmp_path / "s.zarr/.claims").exists()
+    with store.sharing() as claims:
+        assert claims.take(0)
+
+
 def test_a_held_claim_is_touched_so_that_it_does_not_expire(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claiming, "TOUCH_SECONDS", 0.05)
     with toy.create(tmp_path / "s.zarr").sharing() as claims:
