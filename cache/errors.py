@@ -56,3 +56,8 @@ class MissingDependencyError(PolypDifomError, ImportError):
 
 class RunError(PolypDifomError, RuntimeError):
     """A run folder that cannot be created, resumed or read (exit code 1)."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

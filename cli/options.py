@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError("the configuration cannot be read", where=path, got=str(error).splitlines()[0]) from error
+        raise UsageError("the configuration cannot be read", where=path, got=first_line(error)) from error
     if not isinstance(loaded, dict):
         raise UsageError("the configuration is no mapping", where=path, wanted="lines of `option: value`")
     return {str(name).replace("-", "_"): value for name, value in loaded.items()}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from polyp_difom.cache.errors import RunError, UsageError
+from polyp_difom.cache.errors import RunError, UsageError, first_line
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -74,8 +74,7 @@ def enough_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        text = (str(error) or "no details").splitlines()[0]
-        raise RunError("out of memory", where=device, got=text, remedy="give a smaller --batch-size") from error
+        raise RunError("out of memory", where=device, got=first_line(error), remedy="give a smaller --batch-size") from error
 
 
 def synchronise(device: torch.device) -> None:

@@ -22,11 +22,10 @@ from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs, Objective
 from polyp_difom.pipeline.progress import Logged, Progress
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
+from polyp_difom.pipeline.schedule import one_cycle
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student, parameter_count
 
 GRADIENT_NORM = 1.0
-WARM_UP = 0.1
-"""Share of the steps over which the one-cycle rate rises."""
 COLLAPSED = 0.01
 """A target whose variance falls below this share of its first epoch's has collapsed."""
 
@@ -281,17 +280,6 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(state)})
         self.epoch, self.best, self.first_variance = header["epoch"], header["best"], header["first_variance"]
         run.truncate_history(self.epoch)
-
-
-def one_cycle(progress: float) -> float:
-    """Share of the peak learning rate at a share of the training: cosine up from 1/25, cosine down to 0 (arXiv 1708.07120)."""
-    if progress < WARM_UP:
-        return 0.04 + 0.96 * _cosine_step(progress / WARM_UP)
-    return 1 - _cosine_step((progress - WARM_UP) / (1 - WARM_UP))
-
-
-def _cosine_step(t: float) -> float:
-    return (1 - math.cos(t * math.pi)) / 2
 
 
 def dice(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.manifest import TeacherEntry
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline import schema, spectra
-from polyp_difom.pipeline.data.frames import flip_axes
-from polyp_difom.pipeline.device import autocast, enough_memory, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline import schema
+from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.plan import ExtractConfig
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.runner import Arrays, Runner
 from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, load_teacher, weights_digest
 
 BATCH: int = ExtractConfig.model_fields["batch_size"].default
-"""Frames at once, as `extract` takes them by default: sums in another order round otherwise."""
+"""Images at once, as `extract` takes them by default: sums in another order round otherwise."""
 ALIKE = 0.98
 """Least cosine of a stored map and the live one; other hardware rounds bfloat16 otherwise, other weights are far below."""
 
@@ -73,41 +72,23 @@ class LiveTeacher:
     def __init__(self, store: FeatureStore, entry: TeacherEntry, weights: str | None, device: torch.device, progress: Progress):
         teacher = load_teacher(entry.name, weights, entry.input_size, progress.say)
         _require_same(store, entry, teacher)
-        self.store, self.entry, self.device = store, entry, device
-        self.teacher = teacher.to(device).to(memory_format=torch.channels_last)
         manifest = store.manifest
-        self.maps = schema.maps_of_scales(teacher.spec, manifest.frame_size, tuple(manifest.scales))
-        records = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in self.maps.items()}
-        self.bases = {number: schema.basis_from(*record) for number, record in records.items() if record is not None}
-        if len(self.bases) != len(self.maps):
+        maps = schema.maps_of_scales(teacher.spec, manifest.frame_size, tuple(manifest.scales))
+        records = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in maps.items()}
+        bases = {number: schema.basis_from(*record) for number, record in records.items() if record is not None}
+        if len(bases) != len(maps):
             raise CacheError(f"the basis of teacher {entry.name!r} is missing", where=store.location)
+        self.store, self.device, self.bases = store, device, {entry.name: bases}
+        own = manifest.model_copy(update={"arrays": {key: manifest.arrays[key] for key in teacher_arrays(store, entry)}})
+        self.runner = Runner([teacher], own, {entry.name: maps}, self._frame, device, BATCH, progress)
 
-    def arrays(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.float16]]:
+    def _frame(self, index: int) -> Arrays:
+        return {schema.IMAGE: self.store.read(schema.IMAGE, np.array([index]))[0]}
+
+    def arrays(self, rows: NDArray[np.int64]) -> Arrays:
         """What `extract` would store for these samples: its arrays by key, each [k, v, ...], made from `frames/image`."""
-        manifest = self.store.manifest
-        images = self.store.read(schema.IMAGE, rows)
-        keys = teacher_arrays(self.store, self.entry)
-        out = {key: np.empty((len(rows), *manifest.arrays[key].shape), manifest.arrays[key].dtype) for key in keys}
-        for start in range(0, len(rows), BATCH):
-            here = slice(start, start + BATCH)
-            batch = torch.from_numpy(images[here]).to(self.device).float() / 255
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            for view, name in enumerate(manifest.views):
-                with enough_memory(self.device), autocast(self.device, manifest.precision):
-                    native = self.teacher(batch.flip(flip_axes(name)))
-                for number, scales in self.maps.items():
-                    stored = self.bases[number].apply(native[number].float())
-                    for scale in scales:
-                        maps = area_resample(stored, manifest.scales[scale])
-                        spectrum = spectra.spectrum(maps)
-                        block = spectra.low_block(spectrum) if manifest.spectra == "low" else spectrum
-                        made = {
-                            schema.embedding_key(self.entry.name, scale): maps,
-                            schema.spectrum_key(self.entry.name, scale): spectra.pack(block),
-                        }
-                        for key in made.keys() & out.keys():
-                            out[key][here, view] = made[key].half().cpu().numpy()
-        return out
+        with enough_memory(self.device):
+            return self.runner.shard([self._frame(int(row)) for row in rows], self.bases, lambda n: None)[0]
 
 
 def weights_of(store: FeatureStore, weights: Mapping[str, str]) -> dict[str, str]:

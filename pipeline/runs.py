@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.cache.manifest import SampleTable
 from polyp_difom.pipeline.files import append_text, write_bytes, write_csv, write_text
 
@@ -122,9 +122,7 @@ class RunFolder:
         try:
             return dict(yaml.safe_load(path.read_text()))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise RunError(
-                "the run's configuration cannot be read", where=path, got=(str(error) or type(error).__name__).splitlines()[0]
-            ) from error
+            raise RunError("the run's configuration cannot be read", where=path, got=first_line(error)) from error
 
     def seen(self) -> dict[str, str]:
         """Pixel digest of every frame that the run learned from or was selected on, with its split."""

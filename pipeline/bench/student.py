@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.bench.complexity import complexity
 from polyp_difom.pipeline.bench.latency import Latency, in_turn
 from polyp_difom.pipeline.bench.machine import Machine, torch_threads
@@ -31,7 +31,6 @@ from polyp_difom.pipeline.models.protocol import Model
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runs import write_checkpoint
 from polyp_difom.pipeline.students.protocol import STUDENTS, build_student
-from polyp_difom.pipeline.teachers.weights import first_line
 
 RUNTIMES = ("eager", "compiled", "onnx", "openvino")
 EXPORTED = ("onnx", "openvino")

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 
-from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageError, first_line
 from polyp_difom.pipeline.models.exported import Description
 from polyp_difom.pipeline.models.loading import kind_of
 from polyp_difom.pipeline.models.network import NetworkModel
@@ -85,12 +85,12 @@ def pulled(text: str) -> Path:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
         raise MissingDependencyError(
-            "the hub does not give this network", where=f"hf:{text}", got=_first_line(error),
+            "the hub does not give this network", where=f"hf:{text}", got=first_line(error)[:200],
             remedy="check name and revision; a private one needs a token in the environment (HF_TOKEN)",
         ) from error  # fmt: skip
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise MissingDependencyError(
-            "the network cannot be fetched from the hub", where=f"hf:{text}", got=_first_line(error),
+            "the network cannot be fetched from the hub", where=f"hf:{text}", got=first_line(error)[:200],
             remedy="fetch it where the hub is in reach, and give the folder",
         ) from error  # fmt: skip
     if absent := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
@@ -117,7 +117,7 @@ def push_to_hub(folder: Path, name: str, private: bool = True) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message="polyp-difom export")
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
         raise MissingDependencyError(
-            "the network cannot be put on the hub", where=f"hf:{name}", got=_first_line(error),
+            "the network cannot be put on the hub", where=f"hf:{name}", got=first_line(error)[:200],
             remedy="check the name, and set HF_TOKEN to a token that may write there",
         ) from error  # fmt: skip
     return str(address)
@@ -131,7 +131,3 @@ def check_name(name: str) -> None:
         raise UsageError("no name of a place on the hub", got=name, wanted="ORG/NAME") from error
     if name.count("/") != 1:
         raise UsageError("no name of a place on the hub", got=name, wanted="ORG/NAME")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

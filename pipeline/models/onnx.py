@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageError, first_line
 from polyp_difom.pipeline.models.exported import KEY, Description, ExportedModel, needed
-from polyp_difom.pipeline.teachers.weights import first_line
 
 CUDA = "CUDAExecutionProvider"
 TYPES = {"float32": "FLOAT", "uint8": "UINT8"}

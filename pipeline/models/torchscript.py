@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.pipeline.device import pick_device
 from polyp_difom.pipeline.models.exported import KEY, Description, ExportedModel
-from polyp_difom.pipeline.teachers.weights import first_line
 
 
 class TorchScriptModel(ExportedModel):

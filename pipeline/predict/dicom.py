@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from polyp_difom.cache.errors import DataError
+from polyp_difom.cache.errors import DataError, first_line
 from polyp_difom.pipeline.predict.films import film_in_memory
 from polyp_difom.pipeline.predict.pictures import Found, Picture, Source, need, printable, refuse_giant
 
@@ -70,8 +70,7 @@ def dicom(found: Found) -> Source:
 def _unreadable(found: Found, error: Exception, frames: int) -> DataError:
     from pydicom.errors import InvalidDicomError
 
-    known = "no DICOM header" if isinstance(error, InvalidDicomError) else str(error)
-    reason = (known or type(error).__name__).splitlines()[0]
+    reason = "no DICOM header" if isinstance(error, InvalidDicomError) else first_line(error)
     return DataError(
         "cannot read the DICOM file", where=printable(found.path), got=f"{reason} (after {frames} frames)"[:240],
         remedy="replace it by an intact copy, or export it uncompressed",

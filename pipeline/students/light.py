@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
 from polyp_difom.pipeline.students.unet import LATENT_CHANNELS, Latents
-from polyp_difom.pipeline.teachers.weights import first_line
 
 WIDTH = 64
 LEVELS = (24, 40, 112, 320)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.registry import Registry
 from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
-from polyp_difom.pipeline.teachers.weights import first_line
 
 
 @dataclass(frozen=True)

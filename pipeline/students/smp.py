@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, no_latents, unreachable
 from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
-from polyp_difom.pipeline.teachers.weights import first_line
 
 HALF = ("inception", "xception", "timm-tf_efficientnet_lite")
 """Encoders of the package whose weights want pixels in -1..1."""

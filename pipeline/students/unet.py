@@ -5,6 +5,8 @@ Five levels; `unet` is 32-64-128-256-512 channels wide, `unet:B` B-2B-4B-8B-16B 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,13 +56,7 @@ class UNet(Student):
         sources = [deepest, *widths[3:0:-1]]
         self.decoder = nn.ModuleList(ConvBlock(a + b, b) for a, b in zip(sources, widths[3::-1], strict=True))
         self.head = nn.Conv2d(base, 1, 1)
-        self.taps = (
-            Tap("encoder8", widths[3], 8, "encoder"),
-            Tap("bottleneck", widths[4], 16, "bottleneck"),
-            Tap("decoder8", widths[3], 8, "decoder"),
-        )
-        if latents:
-            self.taps += tuple(Tap(name, LATENT_CHANNELS, 16, "latent") for name in ("latent1", "latent2"))
+        self.taps = taps_of(widths, latents)
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Student.segment`."""
@@ -77,6 +73,17 @@ class UNet(Student):
             maps = block(torch.cat([maps, skips.pop()], 1))
             taps.setdefault("decoder8", maps)
         return self.head(maps), taps
+
+
+def taps_of(widths: Sequence[int], latents: bool) -> tuple[Tap, ...]:
+    """What a U-Net with these channels a level, finest first, lets objectives read."""
+    names = ("latent1", "latent2") if latents else ()
+    return (
+        Tap("encoder8", widths[3], 8, "encoder"),
+        Tap("bottleneck", widths[4], 16, "bottleneck"),
+        Tap("decoder8", widths[3], 8, "decoder"),
+        *(Tap(name, LATENT_CHANNELS, 16, "latent") for name in names),
+    )
 
 
 @STUDENTS.register("unet")

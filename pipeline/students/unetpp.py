@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
-from polyp_difom.pipeline.students.unet import LATENT_CHANNELS, ConvBlock, Latents, base_width
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student
+from polyp_difom.pipeline.students.unet import LATENT_CHANNELS, ConvBlock, Latents, base_width, taps_of
 
 DEPTH = 4
 
@@ -31,13 +31,7 @@ class UNetPlusPlus(Student):
             for j in range(1, DEPTH + 1) for i in range(DEPTH + 1 - j)
         })  # fmt: skip
         self.head = nn.Conv2d(base, 1, 1)
-        self.taps = (
-            Tap("encoder8", widths[3], 8, "encoder"),
-            Tap("bottleneck", widths[4], 16, "bottleneck"),
-            Tap("decoder8", widths[3], 8, "decoder"),
-        )
-        if latents:
-            self.taps += tuple(Tap(name, LATENT_CHANNELS, 16, "latent") for name in ("latent1", "latent2"))
+        self.taps = taps_of(widths, latents)
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Student.segment`."""

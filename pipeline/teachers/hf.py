@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.teachers import hub
 from polyp_difom.pipeline.teachers.protocol import TEACHERS, Request, Teacher, preprocessing_name
 from polyp_difom.pipeline.teachers.tokens import patch_of, probed
-from polyp_difom.pipeline.teachers.weights import first_line
 
 LICENCE = "as its model card states"
 

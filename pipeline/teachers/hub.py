@@ -9,9 +9,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from polyp_difom.cache.errors import MissingDependencyError, PolypDifomError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, PolypDifomError, UsageError, first_line
 from polyp_difom.pipeline.teachers.protocol import Request
-from polyp_difom.pipeline.teachers.weights import first_line, megabytes
+from polyp_difom.pipeline.teachers.weights import megabytes
 
 WANTED = "a local folder with config.json and model.safetensors, or a reachable hub id"
 PUBLISHED: dict[str, str] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import UsageError, first_line
 from polyp_difom.pipeline.teachers.protocol import Request, Teacher, TeacherSpec
 
 MOST_PREFIX = 16
@@ -148,7 +148,7 @@ def probed(request: Request, encoder: nn.Module, side: int, preprocessing: str, 
         maps = teacher(torch.zeros(1, 3, side, side))
     except (ValueError, RuntimeError, TypeError) as error:
         raise UsageError(
-            f"teacher {request.name!r} cannot be run on frames", got=str(error).splitlines()[0],
+            f"teacher {request.name!r} cannot be run on frames", got=first_line(error),
             wanted=f"a vision backbone that takes {side} x {side} pixels",
         ) from error  # fmt: skip
     strides, channels = tuple(side // m.shape[-1] for m in maps), tuple(m.shape[1] for m in maps)

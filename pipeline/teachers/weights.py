@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 
 _BLOCK = 1 << 20
 
@@ -149,8 +149,3 @@ def load_into(module: nn.Module, state: dict[str, Tensor], path: Path, *, teache
             f"the checkpoint does not fit teacher {teacher!r}", where=path, got=str(error).splitlines()[1].strip()[:160],
             wanted=f"the weights of {teacher}", remedy=f"give --weights {teacher}=PATH of the right checkpoint",
         ) from error  # fmt: skip
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, or its type where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

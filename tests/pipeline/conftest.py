@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.data.frames import flip_axes, views
+from polyp_difom.pipeline.data.synthetic import draw
 from polyp_difom.pipeline.resample import area_resample
 
 SIDE = 64
@@ -100,3 +103,15 @@ def make_store(tmp_path: Path) -> StoreMaker:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "taught"))
+
+
+@pytest.fixture(scope="session")
+def odd_pictures() -> list[NDArray[np.uint8]]:
+    """Three frames of 131 x 97, 200 x 90 and 66 x 65 pixels (width x height)."""
+    sizes = [(131, 97), (200, 90), (66, 65)]
+    return [np.array(Image.fromarray(draw(seed, 256)[0]).resize(size)) for seed, size in enumerate(sizes)]

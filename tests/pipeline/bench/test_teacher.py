@@ -20,9 +20,8 @@ from polyp_difom.cache.errors import UsageError
 from polyp_difom.cli.main import app
 from polyp_difom.pipeline.bench import teacher as bench
 from polyp_difom.pipeline.bench.teacher import TeacherBench, bench_teacher
-from polyp_difom.pipeline.teachers import compiling
 from polyp_difom.pipeline.teachers.attention import FusedAttention, fuse_attention
-from polyp_difom.pipeline.teachers.compiling import compiled, maybe_compiled
+from polyp_difom.pipeline.teachers.compiling import compiled
 from polyp_difom.pipeline.teachers.protocol import Teacher, TeacherSpec
 
 NAME = "dinov2:small"
@@ -146,12 +145,7 @@ def test_the_command_prints_one_object(tiny_teacher: Path) -> None:
     assert table.stderr == ""
 
 
-# When compiling pays
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
+# Compiling
 
 
 def fake_compile(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -167,26 +161,6 @@ def fake_compile(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(torch, "compile", compile_)
     return sizes
-
-
-def test_many_images_pay_for_compiling_and_few_do_not(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_compile(monkeypatch)
-    monkeypatch.setattr(compiling, "VIT_B_PARAMETERS", sum(p.numel() for p in sam_teacher().parameters()))
-    breaks_even = compiling.COMPILE_SECONDS / compiling.SAVED_SECONDS
-    for images, pays in ((int(0.9 * breaks_even), False), (int(1.1 * breaks_even), True)):
-        teacher = maybe_compiled(sam_teacher(), images, torch.device("cuda"), 8, said.append)
-        assert ("embed" in vars(teacher)) is pays
-        assert f"{images} images" in said[-1]
-    assert "not compiled" in said[0]
-    assert "not compiled" not in said[1]
-
-
-def test_nothing_is_compiled_where_the_gain_is_small_or_unknown(said: list[str], benching: Benching) -> None:
-    other = Teacher(TeacherSpec("other", 64, "imagenet", (1,), (3,), "", ""), nn.Identity())
-    for teacher, device in ((sam_teacher(), "cpu"), (other, "cuda")):
-        assert "embed" not in vars(maybe_compiled(teacher, 10**9, torch.device(device), 8, said.append))
-    assert "CPU" in said[0]
-    assert "not known" in said[1]
 
 
 def test_only_full_batches_run_compiled_and_the_state_dict_stays(monkeypatch: pytest.MonkeyPatch) -> None:
