@@ -17,7 +17,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev,litemedsam,students,export,openvino,video,dicom]'
+	$(BIN)/pip install --quiet --editable '.[dev,litemedsam,students,export,openvino,video,dicom,sweep,ray,s3]'
 	touch $@
 
 # Two small networks from the same frames, one taught and one not, on a page with pictures. No GPU, no data, no hub.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs, Objectiv
 from polyp_difom.pipeline.progress import Logged, Progress
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
 from polyp_difom.pipeline.schedule import one_cycle
+from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student, parameter_count
 
 GRADIENT_NORM = 1.0
@@ -41,6 +43,10 @@ class DistillConfig(BaseModel):
     """ImageNet weights for the encoder; resolved to False where the student has none."""
     objective: str = "multiscale"
     teachers: tuple[str, ...] | None = None
+    scales: tuple[str, ...] | None = None
+    channels: int | None = Field(None, gt=0)
+    views: int | None = Field(None, gt=0)
+    """Of the store: which scales, how many leading channels of each teacher, how many views; None for all."""
     epochs: int = Field(40, gt=0)
     batch_size: int = Field(16, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
@@ -50,14 +56,30 @@ class DistillConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31)
     device: str = "auto"
     precision: str = "auto"
+    threads: int | None = Field(None, gt=0)
+    """On the CPU; None for as many as PyTorch takes. Sums are rounded differently with another number."""
     signature: str | None = None
     """Of the store that a saved configuration was made for; another store is refused."""
 
 
+Watch = Callable[[int, float], None]
+"""Told (epoch, validation Dice) after each epoch, once it is saved; what it raises ends the training there."""
+
+
 def distill(
-    config: DistillConfig, out: Path, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False
+    config: DistillConfig,
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    shelf: Shelf | None = None,
+    watch: Watch | None = None,
 ) -> RunFolder:
     """Train one student and return its run folder.
+
+    Args:
+        shelf: arrays of this store that are in memory already, for several trainings over one store.
 
     Raises:
         CacheError: a store that is missing, incomplete or damaged.
@@ -75,11 +97,11 @@ def distill(
             "not the store that the configuration was made for", where=store.location, got=store.manifest.signature(),
             wanted=config.signature, remedy="give that store, or take `signature` out of the configuration",
         )  # fmt: skip
-    trainer = Trainer(config, store, progress, resume=resume)
+    trainer = Trainer(config, store, progress, resume=resume, shelf=shelf)
     run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
     trainer.progress = Logged(progress, run.path / "train.log")
     with enough_memory(trainer.device):
-        trainer.fit(run)
+        trainer.fit(run, watch)
     return run
 
 
@@ -108,9 +130,19 @@ class Trainer:
         resume: the weights come from the run folder: no pretrained ones are loaded.
     """
 
-    def __init__(self, config: DistillConfig, store: FeatureStore, progress: Progress, *, resume: bool = False):
+    def __init__(
+        self,
+        config: DistillConfig,
+        store: FeatureStore,
+        progress: Progress,
+        *,
+        resume: bool = False,
+        shelf: Shelf | None = None,
+    ):
         self.config, self.store, self.progress = config, store, progress
         keep_freed_memory()
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
         self.precision, reason = pick_precision(self.device, config.precision)
         objective = OBJECTIVES.get(config.objective)
@@ -128,8 +160,9 @@ class Trainer:
         self.objective: Objective = objective(self.student.taps, specs, config.distill_weight)
         for module in (self.student, self.objective):
             module.to(self.device).to(memory_format=torch.channels_last)
-        self.train = Feed(store, "train", self.objective.keys, objective.needs, self.device, config.seed, progress)
-        self.val = Feed(store, "val", [], Needs(), self.device, config.seed, progress)
+        shelf = shelf or Shelf(store, self.device, progress)
+        self.train = Feed(store, "train", self.objective.keys, objective.needs, self.device, config.seed, shelf)
+        self.val = Feed(store, "val", [], Needs(), self.device, config.seed, shelf)
         self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
         parameters = [*self.student.parameters(), *self.objective.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -146,10 +179,11 @@ class Trainer:
         """The configuration with every automatic choice replaced by what was chosen."""
         chosen: dict[str, Any] = {"teachers": list(self.teachers), "precision": self.precision, "device": str(self.device)}
         chosen |= {"affine": self.affine, "pretrained": self.pretraining is not None}
+        chosen["threads"] = torch.get_num_threads()
         chosen["signature"] = self.store.manifest.signature()
         return {**self.config.model_dump(mode="json"), **chosen}
 
-    def fit(self, run: RunFolder) -> None:
+    def fit(self, run: RunFolder, watch: Watch | None = None) -> None:
         """All epochs that are left; after each, the run folder can be resumed from."""
         total = self.config.epochs * self.steps_per_epoch
         with self.progress.task("distilling", total) as advance:
@@ -168,6 +202,8 @@ class Trainer:
                 self.save(run)
                 text = f"{_digest(figures)} val Dice {dice:.4f} ({seconds:.1f} s)"
                 self.progress.say(f"epoch {self.epoch}/{self.config.epochs}: {text}")
+                if watch:
+                    watch(self.epoch, dice)
         self._write(run.last)
         run.resume_state.unlink()
 
@@ -259,11 +295,12 @@ class Trainer:
             RunError: the run was made with another configuration.
         """
         tensors, header = read_checkpoint(run.resume_state)
-        if differing := {key for key, value in self.resolved.items() if header["config"].get(key) != value} - {"cache"}:
+        resolved, began_with = self.resolved, header["config"]
+        if differing := {key for key in resolved.keys() & began_with if resolved[key] != began_with[key]} - {"cache"}:
             key = sorted(differing)[0]
             raise RunError(
                 "the run was started with other settings", where=run.path,
-                got=f"{key} = {header['config'].get(key)} when it was started, {self.resolved[key]} now",
+                got=f"{key} = {began_with[key]} when it was started, {resolved[key]} now",
                 wanted="the same settings", remedy=f"polyp-difom distill --resume -o {run.path}",
             )  # fmt: skip
         parts: dict[str, dict[str, Tensor]] = {"student": {}, "objective": {}, "optimizer": {}}

@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyp_difom.cache.errors import CacheError, DataError, UsageError
+from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import augment, schema, spectra
 from polyp_difom.pipeline.data.frames import flip_axes
 from polyp_difom.pipeline.objectives.protocol import Key, Needs, Targets, TargetSpec
-from polyp_difom.pipeline.progress import Progress
-
-DEVICE_SHARE = 0.6
-"""Share of free device memory that a preloaded store may take."""
+from polyp_difom.pipeline.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ class Feed:
     Args:
         keys: the (teacher, scale) maps to load; none for a control or for validation.
         needs: of the objective: maps or spectra, from the right or (shuffled) another frame.
+        shelf: where the arrays lie, or are read to.
     """
 
     def __init__(
@@ -84,29 +82,18 @@ class Feed:
         needs: Needs,
         device: torch.device,
         seed: int,
-        progress: Progress,
+        shelf: Shelf,
     ):
-        rows = np.array([i for i, name in enumerate(store.samples.split) if name == split], np.int64)
-        if not len(rows):
-            raise DataError(f"the store has no {split} frames", where=store.location)
         self.needs, self.device = needs, device
         self.axes = [flip_axes(view) for view in store.manifest.views]
-        arrays = [schema.IMAGE, schema.MASK]
         full = store.manifest.spectra == "full"
         stored_spectra = needs.spectra and full
         target_key = schema.spectrum_key if stored_spectra else schema.embedding_key
-        arrays += [target_key(*key) for key in keys]
-        size = sum(len(rows) * spec.chunks_per_sample * spec.chunk_bytes for spec in (store.manifest.arrays[a] for a in arrays))
-        home = _home(device, size, progress, split)
-        with progress.task(f"reading {split} frames", len(arrays)) as advance:
-            loaded = {}
-            for name in arrays:
-                loaded[name] = torch.from_numpy(store.read(name, rows)).to(home)
-                advance(1)
+        loaded = shelf.take(split, [schema.IMAGE, schema.MASK, *(target_key(*key) for key in keys)])
         self.images, self.masks = loaded.pop(schema.IMAGE), loaded.pop(schema.MASK)
         self.maps = {key: loaded[target_key(*key)] for key in keys}
         self._holds_spectra = stored_spectra
-        self._wrong = _derangement(len(rows), seed) if needs.shuffled else None
+        self._wrong = _derangement(len(self.images), seed) if needs.shuffled else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -146,17 +133,6 @@ class Feed:
 
     def _take(self, held: Tensor, *index: Tensor) -> Tensor:
         return held[tuple(i.to(held.device) for i in index)].to(self.device, non_blocking=True)
-
-
-def _home(device: torch.device, size: int, progress: Progress, split: str) -> torch.device:
-    """The device itself where the data fits beside the training, else host memory; says which, and why."""
-    if device.type != "cuda":
-        return device
-    free, _ = torch.cuda.mem_get_info(device)
-    fits = size < DEVICE_SHARE * free
-    place = "the GPU" if fits else "host memory"
-    progress.say(f"{split} data goes to {place}: {size / 2**30:.2f} GiB, {free / 2**30:.1f} GiB free on the GPU")
-    return device if fits else torch.device("cpu")
 
 
 def _derangement(n: int, seed: int) -> Tensor:

@@ -16,6 +16,7 @@ from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import Needs
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.shelf import Shelf
 
 CPU = torch.device("cpu")
 TEACHER = "toy:a"
@@ -25,7 +26,7 @@ StoreMaker = Callable[..., FeatureStore]
 
 
 def make_feed(store: FeatureStore, needs: Needs = MAPS, split: str = "train", seed: int = 0) -> Feed:
-    return Feed(store, split, KEYS if needs.maps or needs.spectra else [], needs, CPU, seed, Progress())
+    return Feed(store, split, KEYS if needs.maps or needs.spectra else [], needs, CPU, seed, Shelf(store, CPU, Progress()))
 
 
 def tensors(batches: list[Batch]) -> list[Tensor]:

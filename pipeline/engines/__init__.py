@@ -1,0 +1,1 @@
+"""Engines that people already operate: Ray clusters, SLURM job arrays."""

@@ -1,0 +1,1 @@
+"""Many students over one store: which trials there are, who runs them, what came out."""
