@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/polyp-difom
 DEMO   := runs/demo
 
-.PHONY: demo test lint extract-features install clean
+.PHONY: demo test torture lint extract-features install clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ extract-features: $(VENV)/.installed $(filter data/synthetic,$(DATA))
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# make torture COUNT=300 SEED=0 MINUTES=60: kills, full and read-only disks, damaged stores, hostile files; a table at the end
+torture: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.torture --count $(or $(COUNT),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),60)
 
 # the package imports as polyp_difom; the type checker finds it through a folder of links
 lint: $(VENV)/.installed

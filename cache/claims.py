@@ -8,12 +8,14 @@ owner and is touched every minute: a claim from another host counts until it has
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from polyp_difom.cache.location import is_alive
 from polyp_difom.cache.lock import DOOR, FIRST_SHARD, SETUP, STORE, RecordLocks, name_of_this_process, opened
 
 TOUCH_SECONDS = 60.0
@@ -28,13 +30,14 @@ class Claims:
         self._folder = folder / ".claims"
         self._locks = locks
         self._held: set[int] = set()
+        self._seen: dict[tuple[str, int], float] = {}
 
     def take(self, shard: int) -> bool:
         """Claims a shard; False where a living worker has it."""
         if shard in self._held or not self._locks.take(FIRST_SHARD + shard):
             return False
         file = self._folder / str(shard)
-        if is_foreign(file):
+        if is_foreign(file) and not self._is_stale(file):
             self._locks.release(FIRST_SHARD + shard)
             return False
         self._folder.mkdir(exist_ok=True)
@@ -43,6 +46,13 @@ class Claims:
         partial.replace(file)  # whole or not at all: a claim without a name would be nobody's
         self._held.add(shard)
         return True
+
+    def _is_stale(self, file: Path) -> bool:
+        """Nobody has touched a claim for as long as claims last by this process's own clock, whatever the date is."""
+        with suppress(FileNotFoundError):
+            seen = self._seen.setdefault((file.name, file.stat().st_mtime_ns), time.monotonic())
+            return time.monotonic() - seen > EXPIRY_SECONDS
+        return False
 
     def release(self, shard: int) -> None:
         """Gives a claim back, whether its shard is done or not."""
@@ -125,6 +135,19 @@ def is_foreign(claim: Path) -> bool:
         return False
     host, ours = (name.partition(" on ")[2] for name in (owner, name_of_this_process()))
     return host not in ("", ours) and time.time() - touched < EXPIRY_SECONDS
+
+
+def living_owner(folder: Path, shard: int) -> str | None:
+    """Process and host that hold a claim, for those who only look; None where it is free or its process is gone."""
+    file = folder / ".claims" / str(shard)
+    try:
+        owner = file.read_text()
+    except FileNotFoundError:
+        return None
+    process, _, host = owner.removeprefix("process ").partition(" on ")
+    if host == socket.gethostname():
+        return owner if process.isdecimal() and is_alive(int(process)) else None
+    return owner if is_foreign(file) else None
 
 
 def sweep(folder: Path) -> None:

@@ -26,8 +26,8 @@ class PolypDifomError(Exception):
     @property
     def message(self) -> str:
         """The sentence followed by one indented line per known detail."""
-        lines = [f"  {key + ':':<8}{value}" for key, value in self.details.items() if value is not None]
-        return "\n".join([self.what, *lines])
+        lines = [f"  {key + ':':<8}{shown(value)}" for key, value in self.details.items() if value is not None]
+        return "\n".join([shown(self.what), *lines])
 
 
 class UsageError(PolypDifomError, ValueError):
@@ -56,6 +56,12 @@ class MissingDependencyError(PolypDifomError, ImportError):
 
 class RunError(PolypDifomError, RuntimeError):
     """A run folder that cannot be created, resumed or read (exit code 1)."""
+
+
+def shown(value: object) -> str:
+    """Text for a terminal: control characters, which a file's name may hold, and undecodable bytes are escaped; lines stay."""
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: Exception) -> str:

@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.location import built_aside, explained
@@ -32,6 +33,7 @@ def export(
     keys: Sequence[str],
     splits: Iterable[str],
     progress: Callable[[int], None] | None = None,
+    steps: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[str]:
     """Writes `target`/<key>.<to> for each key, samples.csv (one line a row of every array) and manifest.json.
 
@@ -41,6 +43,7 @@ def export(
         keys: arrays to write, each [rows, *shape].
         splits: of train, val, test; rows keep the store's order.
         progress: called with the bytes that were just written.
+        steps: what the values of some integer arrays are multiplied by, broadcast; these are written as float16.
 
     Returns:
         The files' names within `target`.
@@ -52,28 +55,34 @@ def export(
     if to not in FORMATS:
         raise UsageError("unknown format", where="--to", got=to, wanted=" or ".join(FORMATS))
     store.require_complete()
-    wanted = set(splits)
+    wanted, steps = set(splits), steps or {}
+    specs = {key: exported(store.manifest.arrays[key], steps.get(key)) for key in keys}
     kept = np.array([name in wanted for name in store.samples.split])
     if not kept.any():
         raise UsageError("no sample is in these splits", where=store.location, got=", ".join(sorted(wanted)))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the target is there already", where=target, remedy="give another -o, or delete it")
-    _check_space(store, target, keys, int(kept.sum()))
+    _check_space(target, specs.values(), int(kept.sum()))
     written: list[str] = []
     with explained("exporting", store.location), built_aside(target) as folder:
         for key in keys:
             path = folder / f"{key}.{to}"
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as stream:
-                _write_array(store, key, kept, to, stream, progress)
+                _write_header(key, specs[key], int(kept.sum()), to, stream)
+                _write_values(store, key, kept, steps.get(key), stream, progress)
                 _flush(stream)
             written.append(f"{key}.{to}")
         _write_tables(store, folder, kept, dict(zip(keys, written, strict=True)))
     return [*written, "samples.csv", "manifest.json"]
 
 
-def _check_space(store: FeatureStore, target: Path, keys: Sequence[str], rows: int) -> None:
-    specs = (store.manifest.arrays[key] for key in keys)
+def exported(spec: ArraySpec, steps: NDArray[np.float32] | None) -> ArraySpec:
+    """An array as it is exported: as it is stored, but float16 where it is multiplied by steps."""
+    return spec if steps is None else spec.model_copy(update={"dtype": "float16"})
+
+
+def _check_space(target: Path, specs: Iterable[ArraySpec], rows: int) -> None:
     needed = rows * sum(spec.chunks_per_sample * spec.chunk_bytes for spec in specs)
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
@@ -84,19 +93,24 @@ def _check_space(store: FeatureStore, target: Path, keys: Sequence[str], rows: i
         )  # fmt: skip
 
 
-def _write_array(
-    store: FeatureStore, key: str, kept: np.ndarray, to: str, stream: BinaryIO, progress: Callable[[int], None] | None
-) -> None:
-    spec = store.manifest.arrays[key]
-    shape = (int(kept.sum()), *spec.shape)
+def _write_header(key: str, spec: ArraySpec, rows: int, to: str, stream: BinaryIO) -> None:
+    shape = (rows, *spec.shape)
     if to == "npy":
         descr = np.lib.format.dtype_to_descr(np.dtype(spec.dtype).newbyteorder("<"))
         np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
     else:
         stream.write(safetensors_header(key, spec, shape))
+
+
+def _write_values(
+    store: FeatureStore, key: str, kept: np.ndarray, steps: NDArray[np.float32] | None, stream: BinaryIO,
+    progress: Callable[[int], None] | None,
+) -> None:  # fmt: skip
     for shard in store.shards:
         rows = np.array([row for row in shard if kept[row]], np.int64)
         values = store.read(key, rows)
+        if steps is not None:
+            values = (values * steps).astype(np.float16)
         stream.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
         if progress is not None:
             progress(values.nbytes)

@@ -12,13 +12,11 @@ from typing import Any
 
 import zarr
 
+from polyp_difom.cache import spare
 from polyp_difom.cache.location import explained
 from polyp_difom.cache.manifest import Manifest
-from polyp_difom.cache.skeleton import write_arrays
+from polyp_difom.cache.skeleton import SEALED, write_arrays
 from polyp_difom.cache.store import FeatureStore
-
-SEALED = "extensions"
-"""Attribute of the root: ids of the sealed extensions."""
 
 
 def pending_part(store: FeatureStore, manifest: Manifest) -> FeatureStore:
@@ -47,7 +45,7 @@ def begin(part: FeatureStore, groups: Iterable[str]) -> None:
         return
     root = part.root
     with explained("laying out the extension", part.location):
-        sealed = _sealed(root)
+        sealed = sealed_ids(root)
         records = root.get(SEALED)
         stale = [f"{SEALED}/{name}" for name in records.group_keys()] if isinstance(records, zarr.Group) else []
         for group in (*(name for name in stale if name.split("/")[1] not in sealed), *groups):
@@ -64,14 +62,17 @@ def seal(part: FeatureStore, manifest: Manifest) -> FeatureStore:
     """
     part.require_complete()
     with explained("sealing the extension", part.location):
-        sealed = [*_sealed(part.root), part.marks.split("/")[1]]
+        sealed = [*sealed_ids(part.root), part.marks.split("/")[1]]
+        spare.forget(part.location, "zarr.json")
         part.root.update_attributes({
             "manifest": manifest.model_dump(mode="json"), "signature": manifest.signature(), SEALED: sealed,
         })  # fmt: skip
         part.location.flush("zarr.json")
+        spare.add(part.location, manifest, sealed)
     return FeatureStore.open(part.location.text)
 
 
-def _sealed(root: zarr.Group) -> list[str]:
+def sealed_ids(root: zarr.Group) -> list[str]:
+    """Extensions that are part of the store."""
     attributes: dict[str, Any] = root.attrs.asdict()
     return attributes.get(SEALED, [])

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
-from polyp_difom.cache import constants
-from polyp_difom.cache.skeleton import LEDGER_FIELDS, read_small
+from polyp_difom.cache import constants, spare, sums
+from polyp_difom.cache.errors import CacheError, first_line
+from polyp_difom.cache.shards import ChunkFault
+from polyp_difom.cache.skeleton import COPY, LEDGER_FIELDS, read_small
 
 if TYPE_CHECKING:
     from polyp_difom.cache.store import FeatureStore
+
+LEDGERS = ("ledger/values", "ledger/host")
+MISPLACED = "its checksum holds, but it is not what was written here: another chunk, or an earlier state"
 
 
 @dataclass(frozen=True)
@@ -35,27 +41,70 @@ class Damage:
 
 
 def verify(store: FeatureStore, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
-    """Every chunk of every complete shard, every array's layout and every group of constants that is not as it was written.
+    """Every small file, ledger row, done mark, array layout, and chunk of a complete shard, that is not as it was written.
 
     Args:
         store: complete or not; shards that are not done are left out.
         progress: called with (shards read, shards in all), counted over all arrays.
-
-    Raises:
-        CacheError: the done marks themselves are damaged.
     """
-    damages = [
-        Damage(prefix, None, None, reason)
-        for prefix, reason in constants.faults(store.root, store.location, store.location.sizes())
-    ]
+    sizes = store.location.sizes()
+    damages = [Damage(key, None, None, reason) for key, reason in constants.faults(store.root, store.location, sizes)]
     damages.extend(Damage(key, None, None, reason) for key in store.manifest.arrays if (reason := _layout_fault(store, key)))
-    complete = np.flatnonzero(store.done()).tolist()
+    known = {damage.key for damage in damages}
+    damages.extend(damage for damage in _metadata_damages(store) if damage.key not in known)
+    done, faults = _rows(store, "done")
+    damages.extend(Damage("done", shard, None, reason) for shard, reason in faults.items())
+    complete = sorted(shard for shard, mark in done.items() if mark)
+    damages.extend(Damage(key, shard, None, reason) for key in LEDGERS for shard, reason in _rows(store, key)[1].items())
+    recorded, missing = sums.of_shards(store.root, store.manifest.arrays, complete)
+    damages.extend(Damage(key, shard, None, "missing, damaged, or another shard's") for key, shard in missing)
     work = [(key, shard) for key in store.manifest.arrays for shard in complete]
     for step, (key, shard) in enumerate(work, start=1):
-        damages.extend(shard_damages(store, key, shard))
+        damages.extend(_chunk_damages(store, key, shard, recorded.get((key, shard))))
         if progress is not None:
             progress(step, len(work))
     return damages
+
+
+def untold(store: FeatureStore) -> list[str]:
+    """What `verify` cannot find in this store, because an earlier version wrote it without the means."""
+    found = []
+    if not sums.is_recorded(store.root, list(store.manifest.arrays)):
+        found.append("it keeps no record of what each chunk held, so chunks that changed places are not found")
+    if not store.location.holds(COPY):
+        found.append("it keeps no copy of its metadata, so changes in notes and attributes are not found, nor put back")
+    return found
+
+
+def _metadata_damages(store: FeatureStore) -> Iterator[Damage]:
+    """Small files that are not what the store's copy of them holds, by the Zarr node they belong to."""
+    try:
+        differing = spare.differing(store.location)
+    except CacheError as error:
+        yield Damage(COPY, None, None, str(error.details["got"]))
+        return
+    nodes = {key: key.removesuffix("/zarr.json").partition("/c/")[0] for key in sorted(differing)}
+    for node in dict.fromkeys(nodes.values()):
+        file = next(key for key in nodes if nodes[key] == node)
+        yield Damage(node, None, None, f"{file} {differing[file]}")
+
+
+def _rows(store: FeatureStore, key: str) -> tuple[dict[int, NDArray[Any]], dict[int, str]]:
+    """Rows of a small array with one row a shard, and why the others cannot be read."""
+    try:
+        return dict(enumerate(read_small(store.root, key, store.location)[0])), {}
+    except CacheError:
+        array = store.root.get(key)
+    good: dict[int, NDArray[Any]] = {}
+    faults: dict[int, str] = {}
+    for shard in range(len(store.shards)):
+        try:
+            if not isinstance(array, zarr.Array):
+                raise ValueError("its array is missing")
+            good[shard] = np.asarray(array[shard])
+        except (ValueError, RuntimeError, OSError) as error:
+            faults[shard] = first_line(error)
+    return good, faults
 
 
 def _layout_fault(store: FeatureStore, key: str) -> str | None:
@@ -69,18 +118,40 @@ def _layout_fault(store: FeatureStore, key: str) -> str | None:
     )
     try:
         array = store.root[key]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         return f"zarr.json is missing or damaged: {error}"
     found = (array.shape, array.dtype.name, array.shards, array.chunks) if isinstance(array, zarr.Array) else "a group"
     return None if found == wanted else f"zarr.json says {found}, the manifest {wanted}"
 
 
+def read_shard(store: FeatureStore, key: str, shard: int) -> tuple[NDArray[Any], list[ChunkFault]]:
+    """Chunks of one array's shard [k, *chunk_shape], and those that are not as they were written; they hold anything."""
+    return _read_shard(store, key, shard, sums.of_array(store.root, key, shard))
+
+
+def _read_shard(
+    store: FeatureStore, key: str, shard: int, recorded: NDArray[np.int64] | None
+) -> tuple[NDArray[Any], list[ChunkFault]]:
+    rows, per_sample = store.shards[shard], store.manifest.arrays[key].chunks_per_sample
+    first = rows.start * per_sample
+    values, unread = store.sharded(key).read(np.arange(first, rows.stop * per_sample), verify=True)
+    faults = list(unread)
+    if recorded is not None and not any(fault.whole_shard for fault in faults):
+        apart = np.flatnonzero(sums.of_chunks(values) != recorded[: len(values)]) + first
+        told = {fault.chunk for fault in faults}
+        faults += [ChunkFault(shard, chunk, MISPLACED) for chunk in apart.tolist() if chunk not in told]
+    return values, faults
+
+
 def shard_damages(store: FeatureStore, key: str, shard: int) -> Iterator[Damage]:
-    """Every chunk of one array's shard that cannot be read back."""
+    """Every chunk of one array's shard that is not as it was written."""
+    return _chunk_damages(store, key, shard, sums.of_array(store.root, key, shard))
+
+
+def _chunk_damages(store: FeatureStore, key: str, shard: int, recorded: NDArray[np.int64] | None) -> Iterator[Damage]:
     rows, ids = store.shards[shard], store.samples.ids
     per_sample = store.manifest.arrays[key].chunks_per_sample
-    _, faults = store.sharded(key).read(np.arange(rows.start * per_sample, rows.stop * per_sample), verify=True)
-    for fault in faults:
+    for fault in _read_shard(store, key, shard, recorded)[1]:
         sample = f"{ids[rows.start]} .. {ids[rows.stop - 1]}" if fault.whole_shard else ids[fault.chunk // per_sample]
         yield Damage(key, shard, sample, fault.reason)
 
@@ -88,7 +159,8 @@ def shard_damages(store: FeatureStore, key: str, shard: int) -> Iterator[Damage]
 def _measured(store: FeatureStore, keys: Iterable[str]) -> dict[str, dict[str, float]]:
     """What was measured while the store was made, by group of constants.
 
-    Of a teacher's basis: how much of the variance its stored channels hold, and out of how many. Of its equivariance: the
+    Of a teacher's basis: how much of the variance its stored channels hold, and out of how many; where maps are int8, the
+    relative error of this at each scale. Of its equivariance: the
     cosine between a flipped (or moved, `affine`) map and the map of the frame moved likewise, and the relative error of the
     precision.
     """
@@ -102,6 +174,7 @@ def _measured(store: FeatureStore, keys: Iterable[str]) -> dict[str, dict[str, f
         if "explained" in arrays and "rotation" in arrays:
             stored, native = arrays["rotation"].shape
             found[prefix] = {"stored": stored, "native": native, "variance_held": float(arrays["explained"][:stored].sum())}
+            found[prefix] |= {f"int8_error, {scale}": error for scale, error in attrs.get("int8_error", {}).items()}
         elif "cosine" in arrays:
             found[prefix] = dict(zip(attrs["views"], arrays["cosine"].tolist(), strict=True))
             if "affine_cosine" in arrays:

@@ -9,12 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from polyp_difom.cache.errors import CacheError, MissingDependencyError, UsageError
+from polyp_difom.cache.errors import CacheError, MissingDependencyError, PolypDifomError, UsageError, first_line
+
+S3_CLIENT = {"connect_timeout": 5, "read_timeout": 15, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+"""Of botocore, twice around which s3fs tries: an endpoint that never answers is given up after a minute."""
+S3_TRIES = 2
+CLIENTS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google")
+"""Packages below fsspec's file systems, whose exceptions are no OSErrors."""
+
+
+REACH = "check the URL, the network and the credentials (s3: AWS_PROFILE or AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL)"
+
+
+class UnreachableError(CacheError):
+    """A store at a URL that did not answer; what it holds is not known."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Location:
         if self.path is not None:
             return fsspec.filesystem("file"), self.text
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.text)
+            filesystem, root = fsspec.core.url_to_fs(self.text, **self._options())
         except ImportError as error:
             remedy = "pip install 'polyp-difom[s3]'" if self.text.startswith("s3") else None
             raise MissingDependencyError(
@@ -61,14 +75,32 @@ class Location:
             raise UsageError(
                 "unknown kind of store URL", where=self, got=error, wanted="a local path or an fsspec URL"
             ) from error
-        return filesystem, root
+        return self._impatient(filesystem), root
 
     def zarr_store(self, *, read_only: bool) -> Store:
         """Zarr's view of the place."""
         if self.path is not None:
             return LocalStore(self.path, read_only=read_only)
         self.filesystem()
-        return FsspecStore.from_url(self.text, read_only=read_only)
+        store = FsspecStore.from_url(self.text, storage_options=self._options(), read_only=read_only)
+        self._impatient(store.fs)
+        return store
+
+    def _impatient(self, filesystem: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
+        if self._is_s3:
+            filesystem.retries = S3_TRIES
+        return filesystem
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.text.startswith(("s3://", "s3a://"))
+
+    def _options(self) -> dict[str, Any]:
+        """For s3fs: bounded waiting, over which the user's own fsspec settings win, and no memory of old listings."""
+        if not self._is_s3:
+            return {}
+        own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        return {"use_listings_cache": False, "config_kwargs": {**S3_CLIENT, **own}}
 
     def is_vacant(self) -> bool:
         """Nothing is there, or an empty folder."""
@@ -79,6 +111,11 @@ class Location:
         """The whole file that holds `key`; FileNotFoundError where there is none."""
         filesystem, root = self.filesystem()
         return filesystem.cat_file(f"{root}/{key}")
+
+    def holds(self, key: str) -> bool:
+        """There is a file that holds `key`."""
+        filesystem, root = self.filesystem()
+        return bool(filesystem.exists(f"{root}/{key}"))
 
     def delete(self, key: str) -> None:
         """Removes the file that holds `key`, if there is one."""
@@ -101,16 +138,31 @@ class Location:
 
 @contextmanager
 def explained(doing: str, location: Location) -> Iterator[None]:
-    """Turns the operating system's refusals (full disk, no permission, ...) into a CacheError that quotes them."""
+    """Turns refusals (full disk, no permission, no network, ...) into a CacheError that quotes them.
+
+    Raises:
+        UnreachableError: a URL's host that cannot be reached, or credentials that cannot be found.
+        CacheError: anything else that the operating system or the object store refuses.
+    """
     try:
         yield
-    except OSError as error:
-        raise CacheError(
+    except PolypDifomError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_of_client(error):
+            raise
+        remote = location.path is None
+        silent = remote and (_is_of_client(error) or isinstance(error, ConnectionError | TimeoutError))
+        raise (UnreachableError if silent else CacheError)(
             f"{doing} failed",
-            where=error.filename or location,
-            got=error.strerror or error,
-            remedy="check the path, its permissions and `df -h`",
+            where=getattr(error, "filename", None) or location,
+            got=getattr(error, "strerror", None) or first_line(error),
+            remedy=REACH if remote else "check the path, its permissions and `df -h`",
         ) from error
+
+
+def _is_of_client(error: Exception) -> bool:
+    return any(kind.__module__.partition(".")[0] in CLIENTS for kind in type(error).__mro__)
 
 
 @contextmanager
@@ -123,12 +175,8 @@ def built_aside(target: Path) -> Iterator[Path]:
         OSError: as the file system gives it; ENOTEMPTY or EEXIST when another process was faster.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.partial-{socket.gethostname()}-"
-    for stray in target.parent.iterdir():
-        pid = stray.name.removeprefix(prefix)
-        if stray.name.startswith(prefix) and pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(stray)
-    folder = target.with_name(f"{prefix}{os.getpid()}")
+    remove_strays(target)
+    folder = target.with_name(f"{_aside(target)}{os.getpid()}")
     try:
         yield folder
         folder.rename(target)
@@ -136,7 +184,21 @@ def built_aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def remove_strays(target: Path) -> None:
+    """Removes what killed builds of this host left beside `target`."""
+    prefix = _aside(target)
+    for stray in target.parent.iterdir():
+        pid = stray.name.removeprefix(prefix)
+        if stray.name.startswith(prefix) and pid.isdigit() and not is_alive(int(pid)):
+            shutil.rmtree(stray, ignore_errors=True)  # another process may be at it too
+
+
+def _aside(target: Path) -> str:
+    return f".{target.name}.partial-{socket.gethostname()}-"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

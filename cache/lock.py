@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polyp_difom.cache.errors import CacheError
@@ -42,6 +42,12 @@ class RecordLocks:
     def release(self, byte: int) -> None:
         """Unlocks a byte."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
+
+    def is_current(self) -> bool:
+        """The file is still under its name: nobody has removed it meanwhile."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+        return False
 
     def sign(self) -> None:
         """Leaves this process's name for those who find the file locked."""
@@ -84,6 +90,20 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             raise locks.busy()
         locks.sign()
         yield
+
+
+@contextmanager
+def passing_lock(path: Path) -> Iterator[None]:
+    """`exclusive_lock` whose file is there only while it is held, or after a kill."""
+    with opened(path) as locks:
+        if not locks.take(STORE) or not locks.is_current():
+            raise locks.busy()
+        locks.sign()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a disk that has become read-only
+                path.unlink()
 
 
 def name_of_this_process() -> str:

@@ -25,7 +25,11 @@ from pydantic import (
     model_validator,
 )
 
+from polyp_difom.cache.text import decode_text, encode_text, hex_digests, raw_digests
+
 SPLITS = ("train", "val", "test")
+Spectra = Literal["full", "low", "none"]
+"""What is stored beside the maps: whole half spectra, their low block alone, or nothing."""
 CHUNK_OVERHEAD = 4 + 16 + 16
 """Most bytes that a chunk adds to its payload: crc32c, its index entry, and blosc's header where blosc cannot compress."""
 
@@ -41,7 +45,7 @@ class ArraySpec(_Model):
 
     Args:
         shape: of one sample, without n; (v, c, h, w) for an embedding, (3, s, s) for a frame.
-        dtype: numpy name ("float16", "uint8", ...). Floats are filled with NaN, everything else with 0.
+        dtype: numpy name ("float16", "uint8", ...); see `fill`.
         chunk_dims: leading dimensions of `shape` that a chunk holds one index of; 1 for an embedding: (sample, view) chunks.
         compressed: blosc (zstd, bitshuffle) before the crc32c, or the crc32c alone.
     """
@@ -88,6 +92,12 @@ class ArraySpec(_Model):
         """Whether values can be NaN or infinite."""
         return np.dtype(self.dtype).kind == "f"
 
+    @property
+    def fill(self) -> float | int:
+        """What Zarr's own readers give for a chunk that was never written: NaN, the lowest signed integer, or 0."""
+        kind = np.dtype(self.dtype).kind
+        return np.nan if kind == "f" else int(np.iinfo(self.dtype).min) if kind == "i" else 0
+
 
 class MapEntry(_Model):
     """One of several maps of a teacher, and the stored scales that are made from it."""
@@ -125,9 +135,14 @@ class TeacherEntry(_Model):
             fields.pop("maps", None)
         return fields
 
+    def map_at(self, scale: str) -> tuple[int, int, int]:
+        """Stride, native channels and stored channels of the map that a scale is made from."""
+        held = next((entry for entry in self.maps if scale in entry.scales), self)
+        return held.stride, held.native_channels, held.channels
+
     def channels_at(self, scale: str) -> int:
         """Stored channels of a scale's maps."""
-        return next((entry.channels for entry in self.maps if scale in entry.scales), self.channels)
+        return self.map_at(scale)[2]
 
 
 class DatasetEntry(_Model):
@@ -166,7 +181,7 @@ class Manifest(_Model):
     scales: dict[str, int]
     teachers: tuple[TeacherEntry, ...]
     basis: BasisEntry
-    spectra: Literal["full", "low"]
+    spectra: Spectra
     precision: str
     samples_per_shard: int = Field(gt=0)
     arrays: dict[ArrayKey, ArraySpec]
@@ -225,7 +240,8 @@ class SampleTable:
             raise ValueError(f"the columns of a sample table must be equally long and not empty, got lengths {sorted(lengths)}")
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("the ids of a sample table must be unique")
-        if any(len(bytes.fromhex(digest)) != 32 for digest in [*self.sha256, *self.mask_sha256, *self.pixel_sha256]):
+        digests = [*self.sha256, *self.mask_sha256, *self.pixel_sha256]
+        if any(len(digest) != 64 for digest in digests) or len(bytes.fromhex("".join(digests))) != 32 * len(digests):
             raise ValueError("the sha256 columns must hold 64 hex digits a row")
         if unknown := set(self.split) - set(SPLITS):
             raise ValueError(f"unknown splits {sorted(unknown)}, wanted {SPLITS}")
@@ -235,17 +251,17 @@ class SampleTable:
 
     def digest(self) -> str:
         """sha256 (hex) over ids, file digests and splits; the order of rows matters."""
-        rows = zip(self.ids, self.sha256, self.mask_sha256, self.split, strict=True)
-        return hashlib.sha256(_canonical([list(row) for row in rows])).hexdigest()
+        rows = list(zip(self.ids, self.sha256, self.mask_sha256, self.split, strict=True))
+        return hashlib.sha256(_canonical(rows)).hexdigest()
 
     def to_arrays(self) -> dict[str, tuple[NDArray[Any], dict[str, Any]]]:
         """Columns as fixed-size number arrays with attributes: text as UTF-8 bytes, names as codes of a table."""
         datasets = sorted(set(self.dataset))
         return {
             "id": (encode_text(self.ids), {"encoding": "utf-8, zero padded"}),
-            "sha256": (_raw_digests(self.sha256), {}),
-            "mask_sha256": (_raw_digests(self.mask_sha256), {}),
-            "pixel_sha256": (_raw_digests(self.pixel_sha256), {}),
+            "sha256": (raw_digests(self.sha256), {}),
+            "mask_sha256": (raw_digests(self.mask_sha256), {}),
+            "pixel_sha256": (raw_digests(self.pixel_sha256), {}),
             "height": (np.asarray(self.height, np.int32), {"unit": "pixel"}),
             "width": (np.asarray(self.width, np.int32), {"unit": "pixel"}),
             "split": (np.array([SPLITS.index(name) for name in self.split], np.uint8), {"names": list(SPLITS)}),
@@ -262,28 +278,12 @@ class SampleTable:
 
         return cls(
             ids=decode_text(columns["id"][0]),
-            **{name: [row.tobytes().hex() for row in columns[name][0]] for name in ("sha256", "mask_sha256", "pixel_sha256")},
+            **{name: hex_digests(columns[name][0]) for name in ("sha256", "mask_sha256", "pixel_sha256")},
             height=columns["height"][0],
             width=columns["width"][0],
             split=names("split"),
             dataset=names("dataset"),
         )
-
-
-def _raw_digests(digests: list[str]) -> NDArray[np.uint8]:
-    return np.array([list(bytes.fromhex(digest)) for digest in digests], np.uint8)
-
-
-def encode_text(texts: list[str], width: int | None = None) -> NDArray[np.uint8]:
-    """UTF-8 bytes [n, width], zero padded; the longest text sets the width, or a given width cuts."""
-    encoded = [text.encode() for text in texts]
-    width = width or max(map(len, encoded), default=0)
-    return np.frombuffer(b"".join(raw[:width].ljust(width, b"\0") for raw in encoded), np.uint8).reshape(len(texts), width)
-
-
-def decode_text(rows: NDArray[np.uint8]) -> list[str]:
-    """The inverse of `encode_text`; a character cut in two is dropped."""
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def _canonical(value: object) -> bytes:

@@ -6,6 +6,7 @@ Shapes: n samples, v views, c channels, h w grid.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from polyp_difom.cache import constants
 from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.location import Location, explained
 from polyp_difom.cache.manifest import ArraySpec, Manifest, SampleTable
+from polyp_difom.cache.origin import Origin
 from polyp_difom.cache.shards import UNWRITTEN, ChunkFault, ShardedArray, chunk_numbers
 from polyp_difom.cache.skeleton import LEDGER_FIELDS, read_manifest, read_samples, read_small
 
@@ -58,12 +60,21 @@ class ReadableStore:
         """The store at `path`, its signature and sample table checked.
 
         Raises:
-            CacheError: missing, foreign, damaged, or of a newer schema.
+            CacheError: missing, foreign, damaged, of a newer schema, or a staged copy that is to be written.
         """
         location = Location.parse(path)
+        if writable and (origin := Origin.of(location)) is not None:
+            raise origin.read_only()
         manifest = read_manifest(location)
-        root = zarr.open_group(location.zarr_store(read_only=True), mode="r", zarr_format=3, use_consolidated=False)
+        with explained("opening the store", location):
+            root = zarr.open_group(location.zarr_store(read_only=True), mode="r", zarr_format=3, use_consolidated=False)
         return cls(location, manifest, read_samples(root, location, manifest), writable=writable)
+
+    @property
+    def source(self) -> Location:
+        """Where the store is; of a staged copy, where the store is that it was made of."""
+        origin = Origin.of(self.location)
+        return self.location if origin is None else origin.source
 
     # Progress
 
@@ -111,7 +122,8 @@ class ReadableStore:
         Raises:
             CacheError: the arrays do not match their digest.
         """
-        return constants.read(self.root, prefix, self.location)
+        with explained(f"reading {prefix}", self.location):
+            return constants.read(self.root, prefix, self.location)
 
     def read(self, key: str, indices: NDArray[np.integer] | None = None, verify: bool = True) -> NDArray[Any]:
         """Samples of one array, straight from the shard files.
@@ -146,8 +158,13 @@ class ReadableStore:
             where=self.location.file(self.sharded(key).file(fault.shard)),
             got=fault.reason,
             wanted="a chunk that matches its checksum",
-            remedy=RESUME if unwritten and not self.done()[fault.shard] else f"polyp-difom cache verify {self.location}",
+            remedy=self._remedy(fault.shard, unwritten),
         )
+
+    def _remedy(self, shard: int, unwritten: bool) -> str:
+        if (origin := Origin.of(self.location)) is not None:
+            return f"delete that file, then it is fetched again from {origin.source}"
+        return RESUME if unwritten and not self.done()[shard] else f"polyp-difom cache verify {self.location}"
 
     # Handles
 
@@ -165,7 +182,9 @@ class ReadableStore:
         """The chunks of one array, opened by this process."""
         self._leave_parent_process()
         if key not in self._arrays:
-            self._arrays[key] = ShardedArray(self.location, key, self._spec(key), self.manifest.samples_per_shard)
+            origin = Origin.of(self.location)
+            arrive = None if origin is None else partial(origin.fetch, self, key)
+            self._arrays[key] = ShardedArray(self.location, key, self._spec(key), self.manifest.samples_per_shard, arrive)
         return self._arrays[key]
 
     def _leave_parent_process(self) -> None:

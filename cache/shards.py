@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -23,11 +23,17 @@ from polyp_difom.cache.location import Location
 from polyp_difom.cache.manifest import ArraySpec
 
 Bytes: TypeAlias = NDArray[np.uint8]
+Span: TypeAlias = tuple[int, int, int]
+"""Number of a shard, first byte, and the byte after the last."""
 
 NEVER = 2**64 - 1
 OPEN_SHARDS = 256
 """Shards mapped at once: each costs a file descriptor, of which a process often has 1,024."""
 UNWRITTEN = "never written"
+GAP_BYTES = 256 * 2**10
+RUN_BYTES = 16 * 2**20
+BATCH_BYTES = 128 * 2**20
+"""Of a remote shard: bytes that are read for nothing rather than ask again, most of one request, most asked for at once."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,20 @@ class ShardedArray:
     """The chunks of one array, numbered sample by sample, and within a sample in C order.
 
     Opened lazily; belongs to the process that made it.
+
+    Args:
+        arrive: called with the numbers of the shards that are about to be read; brings those that are elsewhere.
     """
 
-    def __init__(self, location: Location, key: str, spec: ArraySpec, samples_per_shard: int):
+    def __init__(
+        self,
+        location: Location,
+        key: str,
+        spec: ArraySpec,
+        samples_per_shard: int,
+        arrive: Callable[[Sequence[int]], None] | None = None,
+    ):
+        self._arrive = arrive
         self._location = location
         self._key = key
         self._spec = spec
@@ -84,9 +101,12 @@ class ShardedArray:
 
     def _fill(self, chunks: NDArray[np.int64], rows: NDArray[np.uint8], verify: bool) -> Iterator[ChunkFault]:
         shards, local = np.divmod(chunks, self.chunks_per_shard)
-        spans: list[tuple[int, int, int]] = []
+        spans: list[Span] = []
         targets: list[int] = []
-        for shard in np.unique(shards).tolist():
+        numbers = np.unique(shards).tolist()
+        if self._arrive is not None:
+            self._arrive(numbers)
+        for shard in numbers:
             here = np.flatnonzero(shards == shard)
             try:
                 index = self._index(shard)
@@ -99,11 +119,12 @@ class ShardedArray:
                     continue
                 spans.append((shard, offset, offset + length))
                 targets.append(row)
-        for row, span, raw in zip(targets, spans, self._fetch(spans), strict=True):
+        for number, raw in self._fetch(spans):
+            row, span = targets[number], spans[number]
             if (reason := self._decode(raw, span, rows[row], verify)) is not None:
                 yield ChunkFault(span[0], int(chunks[row]), reason)
 
-    def _decode(self, raw: Bytes, span: tuple[int, int, int], row: NDArray[np.uint8], verify: bool) -> str | None:
+    def _decode(self, raw: Bytes, span: Span, row: NDArray[np.uint8], verify: bool) -> str | None:
         """Writes one chunk's payload into `row`; the reason why not, if it cannot."""
         wanted = span[2] - span[1]
         if len(raw) != wanted or (not self._spec.compressed and wanted != row.nbytes + 4):
@@ -142,21 +163,46 @@ class ShardedArray:
         filesystem, root = self._location.filesystem()
         return filesystem.cat_file(f"{root}/{self.file(shard)}", start=-self._index_bytes)
 
-    def _fetch(self, spans: Sequence[tuple[int, int, int]]) -> Iterator[Bytes]:
-        """The bytes of each (shard, start, stop); shorter than asked for where the file ends too early."""
+    def _fetch(self, spans: Sequence[Span]) -> Iterator[tuple[int, Bytes]]:
+        """(number, bytes) of each span, in any order; shorter than asked for where the file ends too early."""
         if self._location.path is not None:
-            yield from (self._map(shard)[start:stop] for shard, start, stop in spans)
-        elif spans:
-            filesystem, root = self._location.filesystem()
-            paths = [f"{root}/{self.file(shard)}" for shard, _, _ in spans]
-            starts, stops = [span[1] for span in spans], [span[2] for span in spans]
-            yield from (np.frombuffer(raw, np.uint8) for raw in filesystem.cat_ranges(paths, starts, stops, on_error="raise"))
+            yield from ((number, self._map(shard)[start:stop]) for number, (shard, start, stop) in enumerate(spans))
+            return
+        filesystem, root = self._location.filesystem()
+        for batch in batched_runs(spans):
+            places = [(f"{root}/{self.file(spans[run[0]][0])}", spans[run[0]][1], spans[run[-1]][2]) for run in batch]
+            fetched = filesystem.cat_ranges(*map(list, zip(*places, strict=True)), on_error="raise")
+            for run, (_, first, _), raw in zip(batch, places, fetched, strict=True):
+                data = np.frombuffer(raw, np.uint8)
+                yield from ((number, data[spans[number][1] - first : spans[number][2] - first]) for number in run)
 
     def _open_map(self, shard: int) -> Bytes:
         with open(f"{self._location.text}/{self.file(shard)}", "rb") as stream:
             if os.fstat(stream.fileno()).st_size < self._index_bytes:
                 raise _ShardProblem("the shard file is cut short")
             return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def batched_runs(spans: Sequence[Span]) -> Iterator[list[list[int]]]:
+    """Batches of requests; a request is the numbers of spans that lie close together in one shard, by their place in it."""
+    batch: list[list[int]] = []
+    waiting = 0
+    for number in sorted(range(len(spans)), key=lambda number: spans[number]):
+        shard, start, stop = spans[number]
+        if batch:
+            opened, first, _ = spans[batch[-1][0]]
+            end = spans[batch[-1][-1]][2]
+            if shard == opened and start - end <= GAP_BYTES and stop - first <= RUN_BYTES:
+                batch[-1].append(number)
+                waiting += max(0, stop - end)
+                continue
+        if batch and waiting >= BATCH_BYTES:
+            yield batch
+            batch, waiting = [], 0
+        batch.append([number])
+        waiting += stop - start
+    if batch:
+        yield batch
 
 
 def shard_key(key: str, shard: int, dims: int) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,21 +15,28 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from polyp_difom.cache import sums
 from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.location import Location, explained
 from polyp_difom.cache.manifest import SCHEMA_VERSION, ArraySpec, Manifest, SampleTable
 
 FORMAT = "polyp-difom feature store"
+UNFINISHED = {"zarr_format": 3, "node_type": "group", "attributes": {"format": FORMAT}}
+"""The root's document at a URL while a store is being created there."""
 LEDGER_FIELDS = ("teacher_seconds", "decode_seconds", "write_seconds", "attempts")
 HOST_BYTES = 64
+LARGEST_SMALL = 1 << 28
+"""Bytes of a column of the sample table, of the ledger, or of a basis; tells a bomb before its memory is taken."""
+SEALED = "extensions"
+"""Attribute of the root: ids of the sealed extensions."""
+COPY = "metadata.copy.json"
+"""Second copy of a store's small files, see `polyp_difom.cache.spare`."""
 DELETE_OR_MOVE = "give another path, or delete this one if nothing needs it"
 
 
 def write_skeleton(location: Location, manifest: Manifest, samples: SampleTable) -> None:
     """Metadata of every array, the sample table, and last the manifest and its signature, without which a store is not one."""
-    root = zarr.create_group(
-        location.zarr_store(read_only=False), zarr_format=3, overwrite=location.path is None, attributes={"format": FORMAT}
-    )
+    root = zarr.create_group(location.zarr_store(read_only=False), zarr_format=3, attributes={"format": FORMAT})
     for name, (column, attributes) in samples.to_arrays().items():
         write_whole(root, f"samples/{name}", column, attributes)
     write_arrays(root, manifest, len(samples))
@@ -56,6 +66,7 @@ def write_arrays(root: zarr.Group, manifest: Manifest, n: int, marks: str = "") 
             compressors=[Crc32cCodec()],
             attributes=attributes,
         )
+    sums.create(root, manifest, shards, marks)
     root.create_array(f"{marks}done", shape=(shards,), chunks=(1,), dtype="bool", fill_value=False, compressors=[Crc32cCodec()])
 
 
@@ -73,7 +84,7 @@ def _create_sharded(root: zarr.Group, key: str, spec: ArraySpec, n: int, samples
         shards=(samples_per_shard, *spec.shape),
         chunks=(1,) * (1 + spec.chunk_dims) + spec.chunk_shape,
         dtype=spec.dtype,
-        fill_value=np.nan if spec.is_float else 0,
+        fill_value=spec.fill,
         compressors=[*blosc, Crc32cCodec()],
     )
 
@@ -84,6 +95,24 @@ def is_unfinished(location: Location) -> bool:
     return location.path is None and attributes.get("format") == FORMAT and "signature" not in attributes
 
 
+def as_extended(manifest: Manifest, held: Manifest) -> Manifest:
+    """What a store of these settings has for a manifest where it was not made at once, but extended to them.
+
+    Its shards are as large as its first arrays asked for, and an added scale's map has an entry of its own.
+
+    Args:
+        held: of the extended store.
+    """
+    entries = {entry.name: entry for entry in held.teachers}
+    teachers = tuple(
+        entry.model_copy(update={"maps": other.maps})
+        if (other := entries.get(entry.name)) and all(entry.map_at(scale) == other.map_at(scale) for scale in manifest.scales)
+        else entry
+        for entry in manifest.teachers
+    )
+    return manifest.model_copy(update={"teachers": teachers, "samples_per_shard": held.samples_per_shard})
+
+
 def read_manifest(location: Location) -> Manifest:
     """The manifest of the store at `location`, its signature recomputed.
 
@@ -92,6 +121,8 @@ def read_manifest(location: Location) -> Manifest:
     """
     with explained("opening the store", location):
         missing = location.is_vacant()
+        if not missing and location.path is not None:
+            _require_closed(location.path)
     if missing:
         raise CacheError("no feature store here", where=location, remedy="polyp-difom extract makes one; or correct the path")
     attributes = _root_attributes(location)
@@ -126,13 +157,18 @@ def read_small(root: zarr.Group, key: str, location: Location) -> tuple[NDArray[
         CacheError: it is missing or damaged.
     """
     try:
-        array = root[key]
-        if not isinstance(array, zarr.Array):
-            raise KeyError(f"{key} is a group")
-        return np.asarray(array[...]), array.attrs.asdict()
-    except (KeyError, ValueError, OSError, RuntimeError) as error:
+        with explained(f"reading {key}", location):
+            array = root[key]
+            if not isinstance(array, zarr.Array):
+                raise KeyError(f"{key} is a group")
+            if array.nbytes > LARGEST_SMALL:
+                raise ValueError(f"{array.nbytes} bytes, where ours have at most {LARGEST_SMALL}")
+            return np.asarray(array[...]), array.attrs.asdict()
+    except CacheError:
+        raise
+    except Exception as error:  # zarr and its codecs raise whatever damaged metadata lead them to
         raise CacheError(
-            f"array {key!r} is missing or damaged", where=location.file(key), got=error, remedy=DELETE_OR_MOVE
+            f"array {key!r} is missing or damaged", where=location.file(key), got=error, remedy=_repair(location)
         ) from error
 
 
@@ -148,9 +184,9 @@ def read_samples(root: zarr.Group, location: Location, manifest: Manifest) -> Sa
     }
     try:
         samples = SampleTable.from_arrays(columns)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CacheError(
-            "the sample table is damaged", where=location.file("samples"), got=error, remedy=DELETE_OR_MOVE
+            "the sample table is damaged", where=location.file("samples"), got=error, remedy=_repair(location)
         ) from error
     if samples.digest() != manifest.dataset_digest:
         raise CacheError(
@@ -158,26 +194,52 @@ def read_samples(root: zarr.Group, location: Location, manifest: Manifest) -> Sa
             where=location.file("samples"),
             got=samples.digest(),
             wanted=manifest.dataset_digest,
-            remedy=DELETE_OR_MOVE,
+            remedy=_repair(location),
         )
     return samples
 
 
+def _require_closed(folder: Path) -> None:
+    """Raise CacheError for a link that leads out of a local store, and for what is neither file nor folder.
+
+    Directory entries tell their kind, so that a hundred thousand files take a tenth of a second. What a writer takes away
+    meanwhile is passed over.
+    """
+    home, waiting = Path(os.path.realpath(folder)), [os.fspath(folder)]
+    while waiting:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                is_link = entry.is_symlink()
+                inside = is_link and Path(os.path.realpath(entry.path)).is_relative_to(home)
+                if not (inside or entry.is_file(follow_symlinks=False)) and os.path.lexists(entry.path):
+                    raise CacheError(
+                        "something in the store is no file of its own, left untouched", where=entry.path,
+                        got="a link that leads out of the store" if is_link else "a pipe, a socket or a device",
+                        remedy="put the file itself there, if you trust it",
+                    )  # fmt: skip
+
+
 def _root_attributes(location: Location) -> dict[str, Any]:
+    with explained("opening the store", location):
+        try:
+            raw = location.read_bytes("zarr.json")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _foreign(location, "no zarr.json in it") from error
     try:
-        node = json.loads(location.read_bytes("zarr.json"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _foreign(location, "no zarr.json in it") from error
-    except OSError as error:
-        raise CacheError("opening the store failed", where=location, got=error.strerror or error) from error
-    except ValueError as error:
+        node = json.loads(raw)
+    except (ValueError, RecursionError) as error:
         raise _damaged(location, f"zarr.json: {error}") from error
-    if not isinstance(node, dict) or node.get("node_type") != "group":
+    if not isinstance(node, dict) or node.get("node_type") != "group" or not isinstance(node.get("attributes") or {}, dict):
         raise _foreign(location, "zarr.json is not that of a group")
     return node.get("attributes") or {}
 
 
 def _foreign(location: Location, got: str) -> CacheError:
+    if location.holds(COPY):
+        return _damaged(location, got)
     return CacheError(
         "not a feature store, left untouched",
         where=location,
@@ -189,5 +251,9 @@ def _foreign(location: Location, got: str) -> CacheError:
 
 def _damaged(location: Location, got: str, wanted: str | None = None) -> CacheError:
     return CacheError(
-        "the store's manifest is damaged", where=location.file("zarr.json"), got=got, wanted=wanted, remedy=DELETE_OR_MOVE
+        "the store's manifest is damaged", where=location.file("zarr.json"), got=got, wanted=wanted, remedy=_repair(location)
     )
+
+
+def _repair(location: Location) -> str:
+    return f"polyp-difom cache verify {location} --repair"

@@ -5,28 +5,40 @@ The store knows arrays and metadata; which arrays there are is the caller's choi
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from errno import EEXIST, ENOTEMPTY
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from polyp_difom.cache import constants, inspection
+from polyp_difom.cache import constants, inspection, spare, sums
 from polyp_difom.cache.claims import Claims, NoClaims, joined, sweep
 from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.inspection import Damage
-from polyp_difom.cache.location import Location, built_aside, explained
+from polyp_difom.cache.location import Location, built_aside, explained, remove_strays
 from polyp_difom.cache.lock import exclusive_lock
-from polyp_difom.cache.manifest import Manifest, SampleTable, encode_text
+from polyp_difom.cache.manifest import Manifest, SampleTable
 from polyp_difom.cache.payload import check_shard
 from polyp_difom.cache.reading import ReadableStore
-from polyp_difom.cache.skeleton import DELETE_OR_MOVE, HOST_BYTES, LEDGER_FIELDS, is_unfinished, write_skeleton
+from polyp_difom.cache.skeleton import (
+    DELETE_OR_MOVE,
+    HOST_BYTES,
+    LEDGER_FIELDS,
+    SEALED,
+    UNFINISHED,
+    as_extended,
+    is_unfinished,
+    write_skeleton,
+)
+from polyp_difom.cache.text import encode_text
 
 DERIVED = ("arrays.", "dataset_digest", "datasets.", "samples_per_shard")
 
@@ -52,15 +64,20 @@ class FeatureStore(ReadableStore):
         with explained("creating the store", location):
             if location.path is None:
                 if location.is_vacant() or is_unfinished(location):
-                    write_skeleton(location, manifest, samples)
+                    _create_at_url(location, manifest, samples)
             elif location.is_vacant():
                 try:
                     with built_aside(location.path) as folder:
                         write_skeleton(Location(str(folder)), manifest, samples)
+                        spare.add(Location(str(folder)), manifest)
                 except OSError as error:
                     if error.errno not in (ENOTEMPTY, EEXIST) or not location.path.is_dir():
                         raise
+            else:
+                remove_strays(location.path)
         store = cls.open(path, writable=True)
+        if SEALED in store.root.attrs:
+            manifest = as_extended(manifest, store.manifest)
         # what follows from other settings comes last: a user types the others
         if differences := sorted(store.manifest.differences(manifest), key=lambda row: row[0].startswith(DERIVED)):
             first = differences[:4]
@@ -142,6 +159,7 @@ class FeatureStore(ReadableStore):
                 self.location.delete(file)  # Zarr would merge into a shard that is there, and fail on a damaged one.
                 self._put(key, slice(rows.start, rows.stop), arrays[key])
                 self.location.flush(file)
+            sums.write(self.root, number, arrays, self.manifest)
             values = dict(ledger, write_seconds=time.perf_counter() - began)
             self._put(f"{self.marks}ledger/values", number, np.array([values[field] for field in LEDGER_FIELDS]))
             self._put(f"{self.marks}ledger/host", number, encode_text([socket.gethostname()], HOST_BYTES)[0])
@@ -158,17 +176,28 @@ class FeatureStore(ReadableStore):
         """Small whole arrays under the group `prefix`, in place of what was there; their digest is written last."""
         self._require_writing()
         with explained(f"writing {prefix}", self.location):
+            spare.forget(self.location, prefix)
             constants.write(self.root, prefix, arrays, attrs)
+        self.complete_copy()
+
+    def complete_copy(self) -> None:
+        """Copies what small files a writer that was killed had no time to copy."""
+        self._require_writing()
+        if not self.marks:  # an extension's are copied when it is sealed
+            with explained("copying the metadata", self.location):
+                spare.add(self.location, self.manifest)
 
     # Inspection
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """See `polyp_difom.cache.inspection.verify`."""
-        return inspection.verify(self, progress)
+        with explained("verifying", self.location):
+            return inspection.verify(self, progress)
 
     def summary(self) -> dict[str, Any]:
         """See `polyp_difom.cache.inspection.summary`."""
-        return inspection.summary(self)
+        with explained("looking the store over", self.location):
+            return inspection.summary(self)
 
     def _put(self, key: str, rows: int | slice, values: NDArray[Any] | bool) -> None:
         """Writes rows of an array; chunks that equal the fill value too, which Zarr would leave out (an empty mask is data)."""
@@ -185,3 +214,21 @@ class FeatureStore(ReadableStore):
         self._leave_parent_process()
         if not self._is_writing:
             raise RuntimeError("write only inside `with store.writing():` or `store.sharing()`, in the process that entered it")
+
+
+def _create_at_url(location: Location, manifest: Manifest, samples: SampleTable) -> None:
+    """Where nothing can be renamed: file by file, the root's document last, nothing deleted.
+
+    All writers of one manifest write the same bytes, so several may be at it at once, and one may be killed.
+    """
+    filesystem, root = location.filesystem()
+    if not location.holds("zarr.json"):
+        filesystem.pipe_file(f"{root}/zarr.json", json.dumps(UNFINISHED).encode())
+    with TemporaryDirectory() as folder:
+        local = Location(folder)
+        write_skeleton(local, manifest, samples)
+        spare.add(local, manifest)
+        files = {f"{root}/{key}": local.read_bytes(key) for key in local.sizes()}
+    last = files.pop(f"{root}/zarr.json")
+    filesystem.pipe(files)
+    filesystem.pipe_file(f"{root}/zarr.json", last)

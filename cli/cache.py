@@ -54,20 +54,30 @@ def verify(
 ) -> None:
     """Read every byte and compare every checksum; exit code 4 if anything is damaged.
 
-    --repair runs the teachers again on the frames of a damaged shard and replaces what was lost. Where frames themselves are
-    lost, it marks the shard as pending and prints the extract command that makes it again.
+    --repair puts small files back from the store's own copy, runs the teachers again on the frames of a damaged shard and
+    replaces what was lost. Where frames themselves are lost, it marks the shard as pending and prints the extract command.
     """
     from dataclasses import asdict
 
+    from polyp_difom.cache.inspection import untold
     from polyp_difom.cache.store import FeatureStore
 
     terminal, given = Terminal(quiet), dict(_weights(text) for text in weights)
+    restored: list[str] = []
+    if repair:
+        from polyp_difom.pipeline.repair import restore_metadata
+
+        restored = restore_metadata(store)
+        for name in restored:
+            typer.echo(f"{name}: put back from the store's copy", err=True)
     opened = FeatureStore.open(store)
+    for lack in untold(opened):
+        terminal.say(f"note: {lack}; --recompute asks the live teachers")
     with terminal.task("verifying", len(opened.manifest.arrays) * len(opened.shards)) as advance:
         damages = opened.verify(lambda done, total: advance(1))
     for damage in damages:
         typer.echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
-    said: dict[str, Any] = {"store": store, "damaged": [asdict(damage) for damage in damages]}
+    said: dict[str, Any] = {"store": store, "restored": restored, "damaged": [asdict(damage) for damage in damages]}
     done: Repair | None = None
     if damages and repair:
         from polyp_difom.pipeline.repair import repair as mend
@@ -172,19 +182,22 @@ def export(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Copy frames, masks, maps and spectra into plain files, one an array, with samples.csv and manifest.json."""
+    """Copy frames, masks, maps (int8 ones as float16) and spectra into plain files, with samples.csv and manifest.json."""
     from polyp_difom.cache.exporting import export as copy
+    from polyp_difom.cache.exporting import exported
     from polyp_difom.cache.manifest import SPLITS
     from polyp_difom.cache.store import FeatureStore
+    from polyp_difom.pipeline import schema
 
     opened = FeatureStore.open(store)
     splits = _some(split, SPLITS, "--split")
     keys = _keys(opened, teachers, scales)
     rows = sum(name in splits for name in opened.samples.split)
-    specs = (opened.manifest.arrays[key] for key in keys)
+    steps = schema.steps_of(opened)
+    specs = (exported(opened.manifest.arrays[key], steps.get(key)) for key in keys)
     total = rows * sum(spec.chunks_per_sample * spec.chunk_bytes for spec in specs)
     with Terminal(quiet).task("exporting bytes", total) as advance:
-        written = copy(opened, output, to, keys, splits, advance)
+        written = copy(opened, output, to, keys, splits, advance, steps)
     if as_json:
         print_json({"folder": str(output), "samples": rows, "bytes": total, "files": written})
         return
@@ -227,7 +240,7 @@ def _settle(store: str, damaged: int, done: Repair | None, as_json: bool) -> Non
             f"{m.key}, shard {m.shard}: {m.chunks} chunks computed again; of {m.intact} sound ones the teacher gave {m.same} "
             "again bit for bit"
             for m in done.mended
-        ]
+        ] + done.records
     for line in [] if as_json else lines:
         typer.echo(line)
     if damaged and done is None:
@@ -237,6 +250,6 @@ def _settle(store: str, damaged: int, done: Repair | None, as_json: bool) -> Non
         )  # fmt: skip
     if done is not None and done.pending:
         raise CacheError(
-            "frames or masks are damaged, which only the data set can give again", where=store,
+            "frames, masks or done marks are damaged, which only the data set can give again", where=store,
             got=f"shards {', '.join(map(str, done.pending))}, now marked as pending", remedy=done.command,
         )  # fmt: skip

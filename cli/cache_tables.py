@@ -81,6 +81,8 @@ def measured(groups: dict[str, dict[str, float]]) -> list[list[str]]:
         if "variance_held" in values:
             what = f"variance held by {values['stored']} of {values['native']} channels"
             rows.append([what, name, f"{values['variance_held']:.1%}"])
+            errors = {key.removeprefix("int8_error, "): value for key, value in values.items() if key.startswith("int8_error")}
+            rows += [[f"relative error of int8 maps, {scale}", name, f"{error:.2%}"] for scale, error in errors.items()]
             continue
         for measure, value in values.items():
             if measure == "precision_error":

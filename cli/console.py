@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 import typer
 
-from polyp_difom.cache.errors import PolypDifomError
+from polyp_difom.cache.errors import PolypDifomError, RunError
 from polyp_difom.pipeline.progress import Advance, Progress
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 GO_ON = {
     "extract": "; what was finished is kept, the same command goes on from there",
     "distill": "; the last whole epoch is kept, the same command with --resume goes on from there",
+    "sweep": "; what was finished is kept, `polyp-difom sweep --resume -o FOLDER` goes on at each trial's last epoch",
     "predict": "; what was predicted until then is kept",
 }
-"""What a user is told after Ctrl-C, by command."""
+"""What a user is told after Ctrl-C or SIGTERM, by command."""
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -30,15 +37,43 @@ def guarded(command: F) -> F:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with terminable():
+                command(*args, **kwargs)
         except PolypDifomError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno not in DISK_FAULTS:
+                raise
+            refusal = RunError("the disk refuses", where=error.filename, got=error.strerror, remedy="look at `df -h`")
+            typer.echo(f"error: {refusal}", err=True)
+            raise typer.Exit(refusal.exit_code) from error
         except KeyboardInterrupt as error:
             typer.echo(f"interrupted{GO_ON.get(command.__name__, '')}", err=True)
-            raise typer.Exit(INTERRUPTED) from error
+            raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from error
 
     return run  # type: ignore[return-value]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, which SLURM sends before it kills, ends the block in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Terminal(Progress):
@@ -89,7 +124,7 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name, *cells in zip(columns, *rows, strict=True):
-        numeric = all(cell[:1].isdigit() or cell[:1] in "+-" for cell in cells)
+        numeric = all(not cell or re.match(r"[+-]?[\d.,]*\d([ /%x]|$)", cell) for cell in cells)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)

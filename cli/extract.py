@@ -28,7 +28,8 @@ def extract(
     limit: Annotated[int | None, typer.Option(help="At most this many frames, train and val in proportion.")] = None,
     scales: Annotated[str, typer.Option(help="Grids to store: s4, s8, s16, s32 (frame pixels per cell).")] = "s8,s16,s32",
     channels: Annotated[int, typer.Option(help="Stored channels a teacher.")] = 64,
-    spectra: Annotated[str, typer.Option(help="Whole half spectra (full) or their low block alone (low).")] = "full",
+    spectra: Annotated[str, typer.Option(help="Whole half spectra (full), their low block alone (low), or none.")] = "full",
+    dtype: Annotated[str, typer.Option(help="What maps are stored as: float16, or int8 (half, about 1 % off).")] = "float16",
     basis_frames: Annotated[int, typer.Option(help="Train frames that each channel basis is fitted on.")] = 256,
     split_by: options.SplitBy = "auto",
     val_fraction: Annotated[float, typer.Option(help="Share of the train frames kept for validation.")] = 0.1,
@@ -38,21 +39,25 @@ def extract(
     precision: options.Precision = "auto",
     part_id: Annotated[int | None, typer.Option(help="Fill only every N-th shard from this one on; see --num-parts.")] = None,
     num_parts: Annotated[int | None, typer.Option(help="Parts that the shards are dealt to, one a process or job.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: workers on a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="HOST:PORT of a running Ray cluster, or auto; else a local one.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray workers; else as many as GPUs, or one a machine.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs of a Ray worker; 0.5: two share one.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Stage one: run frozen teachers once over all frames and cache their maps and spectra.
 
     A killed run goes on where it stopped when the same command is given again. Several processes may share the work: the
-    same command several times, under torchrun (rank and world size come from the environment), or with --part-id and
-    --num-parts in a job array.
+    same command several times, under torchrun (rank and world size come from the environment), with --part-id and
+    --num-parts in a job array (`polyp-difom slurm` writes its script), or with --engine ray.
     """
     import os
 
     from polyp_difom.pipeline.data.sources import parse_source
     from polyp_difom.pipeline.extract import extract as run
     from polyp_difom.pipeline.plan import ExtractConfig
-    from polyp_difom.pipeline.workers import part_of
+    from polyp_difom.pipeline.workers import Part, part_of
 
     config = options.validated(
         ExtractConfig,
@@ -60,13 +65,22 @@ def extract(
         weights=dict(read_weights(text) for text in weights), input_sizes=dict(read_input_size(text) for text in input_size),
         size=size, views=views, limit=limit,
         scales=options.names(scales, "--scales"), channels=channels,
-        spectra=spectra, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
+        spectra=spectra, dtype=dtype, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
         seed=seed, batch_size=batch_size, device=device, precision=precision,
         part_id=part_id, num_parts=num_parts,
     )  # fmt: skip
-    part = part_of(config, os.environ)
-    follows = part.helps and part.index > 0  # one rank of torchrun's speaks for all
-    store = run(config, Terminal(quiet or follows))
+    check_engine(engine, {"--address": address, "--workers": workers, "--gpus-per-worker": gpus_per_worker})
+    part, follows = Part(), False
+    if engine == "ray":
+        from polyp_difom.pipeline.engines.ray_extract import extract_on_ray
+
+        store = extract_on_ray(
+            config, Terminal(quiet), address=address, workers=workers, gpus_per_worker=gpus_per_worker
+        )  # fmt: skip
+    else:
+        part = part_of(config, os.environ)
+        follows = part.helps and part.index > 0  # one rank of torchrun's speaks for all
+        store = run(config, Terminal(quiet or follows))
     if follows:
         return
     if as_json:
@@ -76,6 +90,14 @@ def extract(
         typer.echo(f"{cache}: part {part.index} of {part.count} is done, {shards - len(pending)} of {shards} shards are there")
     else:
         typer.echo(f"{cache}: {len(store)} frames, complete\nnext: polyp-difom distill --cache {cache}")
+
+
+def check_engine(engine: str, of_ray: dict[str, object]) -> None:
+    """UsageError for an unknown engine, or options of Ray's without it."""
+    if engine not in ("local", "ray"):
+        raise UsageError("no such engine", where="--engine", got=engine, wanted="local or ray")
+    if engine == "local" and (given := [option for option, value in of_ray.items() if value is not None]):
+        raise UsageError("these options are Ray's", where=", ".join(given), remedy="add --engine ray, or leave them out")
 
 
 def _pair(text: str, option: str, wanted: str) -> tuple[str, str]:

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from polyp_difom.cli import bench, cache, data, distill, doctor, evaluate, export, extend, extract, predict, report
+from polyp_difom.cli import (
+    bench,
+    cache,
+    data,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    extend,
+    extract,
+    predict,
+    report,
+    slurm,
+    sweep,
+)
 
 app = typer.Typer(
     name="polyp-difom",
@@ -32,12 +46,13 @@ def root(
     """Research software, not a medical device."""
 
 
-for module in (extract, distill, evaluate, predict, export, report, doctor):
+for module in (extract, distill, evaluate, predict, export, report, slurm, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(data.app, name="data")
 cache.app.command()(extend.extend)
 app.add_typer(cache.app, name="cache")
 app.add_typer(bench.app, name="bench")
+app.add_typer(sweep.app, name="sweep")
 
 
 def main() -> None:

@@ -20,6 +20,9 @@ SplitSeed = Annotated[int, typer.Option("--split-seed", help="Seed of seeded spl
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Open a TorchScript file: it is a program, so only your own.")]
+StageDir = Annotated[
+    Path | None, typer.Option("--stage-dir", help="Local folder for a copy of what is read, which all processes share.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 
@@ -50,6 +53,8 @@ def validated(model: type[Model], **values: Any) -> Model:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # options that contradict each other
+            raise UsageError(first["msg"].removeprefix("Value error, ")) from error
         name = str(first["loc"][0])
         option = "--" + name.replace("_", "-")
         if first["type"] == "extra_forbidden":
@@ -63,18 +68,27 @@ def validated(model: type[Model], **values: Any) -> Model:
         raise UsageError(f"{option} cannot be used: {first['msg'].lower()}", where=option, got=first["input"]) from error
 
 
+def merged(context: typer.Context, config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, then the file, then the flags that were typed."""
+    return flags if config is None else flags | read_yaml(config) | typed(context, flags)
+
+
+def typed(context: typer.Context, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were typed."""
+    sources = {name: context.get_parameter_source(name) for name in flags}
+    return {name: flags[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file, loaded safely.
 
     Raises:
         UsageError: no such file, or no mapping in it.
     """
-    import yaml
+    from polyp_difom.pipeline.yaml_files import read_mapping
 
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        loaded = read_mapping(path)
+    except (OSError, ValueError) as error:
         raise UsageError("the configuration cannot be read", where=path, got=first_line(error)) from error
-    if not isinstance(loaded, dict):
-        raise UsageError("the configuration is no mapping", where=path, wanted="lines of `option: value`")
     return {str(name).replace("-", "_"): value for name, value in loaded.items()}

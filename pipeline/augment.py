@@ -58,11 +58,14 @@ def resample(tensor: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor
     return F.grid_sample(tensor, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
-def jitter_colour(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation and channel gains, drawn for each frame [b, 3, s, s] in 0..1."""
-    b = len(frames)
-    draws = [uniform(generator, 1 - COLOUR, 1 + COLOUR, b, n, 1, 1).to(frames.device) for n in (1, 1, 1, 3)]
-    brightness, contrast, saturation, gains = draws
+def draw_colour(generator: torch.Generator, b: int) -> Tensor:
+    """Brightness, contrast, saturation and three channel gains for each of b frames, float [b, 6, 1, 1]."""
+    return torch.cat([uniform(generator, 1 - COLOUR, 1 + COLOUR, b, n, 1, 1) for n in (1, 1, 1, 3)], 1)
+
+
+def jitter_colour(frames: Tensor, colour: Tensor) -> Tensor:
+    """Frames [b, 3, s, s] in 0..1 under what `draw_colour` drew."""
+    brightness, contrast, saturation, gains = colour.to(frames.device).split((1, 1, 1, 3), 1)
     frames = frames * brightness * (1 + (gains - 1) / 2)
     frames = (frames - (mean := frames.mean((1, 2, 3), keepdim=True))) * contrast + mean
     grey = frames.mean(1, keepdim=True)

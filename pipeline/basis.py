@@ -6,7 +6,8 @@ one scalar: every stored channel then has the same variance, and nothing about i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ class Basis:
         scale: the one scalar that brings the mean stored variance to 1.
         explained: float64 [i], share of variance along each principal direction, descending.
         mixing: "hadamard" or "random-orthogonal".
+        steps: of maps that are stored as int8, by scale: what the integers are multiplied by, float32 [c].
     """
 
     mean: np.ndarray
@@ -37,6 +39,7 @@ class Basis:
     scale: float
     explained: np.ndarray
     mixing: Mixing
+    steps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def apply(self, maps: Tensor) -> Tensor:
         """Maps [b, i, h, w] -> standardised float32 [b, c, h, w]."""
@@ -48,6 +51,18 @@ class Basis:
         """Mean stored-channel variance of maps with these moments (1 for those the basis was fitted on)."""
         rotated = self.rotation @ moments.covariance() @ self.rotation.T
         return float(np.trace(rotated) / len(rotated) / self.scale**2)
+
+    def narrowing(self, channels: int, seed: int) -> np.ndarray:
+        """From stored channels to those of the basis with fewer, float64 [k, c]: unmixes, keeps the leading k directions, mixes
+        these and scales them to unit variance.
+
+        Args:
+            channels: k, at most c.
+            seed: that this basis was fitted with.
+        """
+        kept, held = (self.explained[:count].mean() for count in (channels, len(self.rotation)))
+        ratio = np.sqrt(held / kept) if kept else 1.0
+        return ratio * mixing_matrix(channels, seed) @ mixing_matrix(len(self.rotation), seed).T[:channels]
 
 
 class Moments:

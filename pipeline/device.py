@@ -65,16 +65,19 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def enough_memory(device: torch.device) -> Iterator[None]:
-    """Turns the device running out of memory into an error that a user can act on.
+def enough_memory(device: torch.device, batch_size: int | None = None) -> Iterator[None]:
+    """Turns the device running out of memory into an error that a user can act on, and that names the batch size.
 
     Raises:
         RunError: out of memory.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RunError("out of memory", where=device, got=first_line(error), remedy="give a smaller --batch-size") from error
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has none of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator: can't allocate" not in str(error):
+            raise
+        where = f"{device}, {batch_size} frames at once" if batch_size else device
+        raise RunError("out of memory", where=where, got=first_line(error), remedy="give a smaller --batch-size") from error
 
 
 def synchronise(device: torch.device) -> None:

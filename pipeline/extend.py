@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from polyp_difom.cache import extension
 from polyp_difom.cache.claims import NoClaims
 from polyp_difom.cache.errors import CacheError, UsageError
-from polyp_difom.cache.manifest import Manifest, MapEntry, TeacherEntry
+from polyp_difom.cache.manifest import Manifest, MapEntry, Spectra, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.basis import Basis
@@ -39,7 +38,7 @@ class ExtendConfig(BaseModel):
     scales: tuple[str, ...] = ()
     weights: dict[str, str] = {}
     input_sizes: dict[str, int] = {}
-    batch_size: int = Field(8, gt=0)
+    batch_size: int = Field(default=8, gt=0)
     device: str = "auto"
 
 
@@ -51,13 +50,15 @@ class Layout:
     views: int
     scales: tuple[str, ...]
     channels: int
-    spectra: Literal["full", "low"]
+    spectra: Spectra
+    dtype: schema.MapType
 
     @classmethod
     def of(cls, manifest: Manifest) -> Layout:
         """That of a store."""
         views, scales = len(manifest.views), tuple(manifest.scales)
-        return cls(manifest.frame_size, views, scales, manifest.basis.channels, manifest.spectra)
+        channels, dtype = manifest.basis.channels, schema.map_type(manifest)
+        return cls(manifest.frame_size, views, scales, channels, manifest.spectra, dtype)
 
 
 @dataclass(frozen=True)

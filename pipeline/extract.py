@@ -21,7 +21,7 @@ from polyp_difom.pipeline.plan import ExtractConfig, Plan, check_options, check_
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Arrays, Runner
 from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, implied_weights, load_teacher
-from polyp_difom.pipeline.workers import Part, fill, part_of, refuse_url
+from polyp_difom.pipeline.workers import Part, await_setup, fill, part_of, refuse_url
 
 
 def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureStore:
@@ -33,27 +33,21 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
         MissingDependencyError, UsageError: a teacher that cannot be loaded, an option that cannot be used.
     """
     progress = progress or Progress()
-    config = _resolved(config)
+    config = resolved(config)
     check_options(config)
     part = part_of(config, os.environ)
     keep_freed_memory()
     device = pick_device(_own_device(config.device, part))
     precision, reason = pick_precision(device, config.precision)
-    found = gather_frames(config)
-    progress.say(found.policy)
     progress.say(f"teachers run on {device} in {precision}: {reason}")
-    teachers = [
-        load_teacher(name, config.weights.get(name), config.input_sizes.get(name), progress.say) for name in config.teachers
-    ]
-    plan = make_plan(config, found, teachers, precision, progress)
-    check_space(plan.manifest, len(plan.samples), config.cache, progress)
-    store = FeatureStore.create(config.cache, plan.manifest, plan.samples)
+    teachers, plan, store = begin(config, precision, progress)
     refuse_url(store, part)
+    await_setup(store, part, progress)
     with store.sharing() as claims, enough_memory(device):
         if store.is_complete:
             progress.say(f"{config.cache} is complete already, nothing to do")
             return store
-        runner = _runner(teachers, plan, device, config.batch_size, progress)
+        runner = runner_of(teachers, plan, device, config.batch_size, progress)
         with claims.alone():
             bases = {teacher.spec.name: bases_of(store, runner, teacher, progress, workers=part.count) for teacher in teachers}
         fill(store, claims, part, runner, bases, progress)
@@ -69,7 +63,33 @@ def _own_device(name: str, part: Part) -> str:
     return name
 
 
-def _runner(teachers: list[Teacher], plan: Plan, device: torch.device, batch_size: int, progress: Progress) -> Runner:
+def begin(config: ExtractConfig, precision: str, progress: Progress) -> tuple[list[Teacher], Plan, FeatureStore]:
+    """What comes before the first teacher runs: the frames and teachers, checked, and the store, new or to be resumed.
+
+    Args:
+        config: `resolved`.
+        precision: float32 or bfloat16.
+
+    Raises:
+        DataError, CacheError, MissingDependencyError, UsageError: as `extract`.
+    """
+    found = gather_frames(config)
+    progress.say(found.policy)
+    teachers = load_teachers(config, progress)
+    plan = make_plan(config, found, teachers, precision, progress)
+    check_space(plan.manifest, len(plan.samples), config.cache, progress)
+    return teachers, plan, FeatureStore.create(config.cache, plan.manifest, plan.samples)
+
+
+def load_teachers(config: ExtractConfig, progress: Progress) -> list[Teacher]:
+    """The teachers of a `resolved` configuration, in its order."""
+    return [
+        load_teacher(name, config.weights.get(name), config.input_sizes.get(name), progress.say) for name in config.teachers
+    ]
+
+
+def runner_of(teachers: list[Teacher], plan: Plan, device: torch.device, batch_size: int, progress: Progress) -> Runner:
+    """The teachers on their device, with the plan's frames."""
     size, scales = plan.manifest.frame_size, tuple(plan.manifest.scales)
 
     def decode(index: int) -> Arrays:
@@ -80,7 +100,7 @@ def _runner(teachers: list[Teacher], plan: Plan, device: torch.device, batch_siz
     return Runner(teachers, plan.manifest, maps, decode, device, batch_size, progress)
 
 
-def _resolved(config: ExtractConfig) -> ExtractConfig:
+def resolved(config: ExtractConfig) -> ExtractConfig:
     """The configuration with each teacher under its full name, and the weights that names spell out beside those given."""
     implied = {name: source for name in config.teachers if (source := implied_weights(name))}
     return config.model_copy(update={

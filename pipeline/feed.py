@@ -1,4 +1,4 @@
-"""From the store to batches on the device: everything is read once, then every epoch runs from memory.
+"""From the store to batches on the device: everything is read once, then every epoch runs from memory, if it holds that much.
 
 Shapes: b batch, n samples, v views, c channels, h w grid, s frame side.
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.errors import UsageError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline import augment, schema, spectra
+from polyp_difom.pipeline import augment, distributed, schema, spectra
 from polyp_difom.pipeline.data.frames import flip_axes
 from polyp_difom.pipeline.objectives.protocol import Key, Needs, Targets, TargetSpec
+from polyp_difom.pipeline.ondisk import OnDisk
 from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.subset import Subset, choose_subset, deviation, narrowed, narrowing
 
 
 @dataclass(frozen=True)
@@ -46,32 +47,32 @@ def choose_teachers(store: FeatureStore, wanted: tuple[str, ...] | None) -> tupl
     return wanted or held
 
 
-def target_specs(store: FeatureStore, teachers: tuple[str, ...]) -> dict[Key, TargetSpec]:
-    """What the store offers an objective, by (teacher, scale).
+def target_specs(store: FeatureStore, teachers: tuple[str, ...], subset: Subset | None = None) -> dict[Key, TargetSpec]:
+    """What the store, or a subset of it, offers an objective, by (teacher, scale).
 
     Raises:
         CacheError: a teacher's basis is missing.
     """
     specs: dict[Key, TargetSpec] = {}
     entries = {entry.name: entry for entry in store.manifest.teachers}
+    subset = subset or choose_subset(store, tuple(entries))
     for name in teachers:
         entry = entries[name]
-        for scale, cells in store.manifest.scales.items():
-            record = store.read_constants(schema.basis_of(entry, scale))
-            if record is None:
-                raise CacheError(f"the basis of teacher {name!r} is missing", where=store.location, remedy="run extract again")
-            std = float(np.sqrt(record[1]["variances"][scale]))
-            specs[name, scale] = TargetSpec(entry.channels_at(scale), cells, schema.scale_stride(scale), std)
+        for scale in subset.scales:
+            channels, cells = min(subset.channels, entry.channels_at(scale)), store.manifest.scales[scale]
+            std = deviation(store, entry, scale, subset)
+            specs[name, scale] = TargetSpec(channels, cells, schema.scale_stride(scale), std)
     return specs
 
 
 class Feed:
-    """One split of a store, preloaded.
+    """One split of a store, preloaded where it fits.
 
     Args:
         keys: the (teacher, scale) maps to load; none for a control or for validation.
         needs: of the objective: maps or spectra, from the right or (shuffled) another frame.
         shelf: where the arrays lie, or are read to.
+        subset: channels and views to read; all by default.
     """
 
     def __init__(
@@ -83,46 +84,70 @@ class Feed:
         device: torch.device,
         seed: int,
         shelf: Shelf,
+        subset: Subset | None = None,
     ):
+        entries = {entry.name: entry for entry in store.manifest.teachers}
+        subset = subset or choose_subset(store, tuple(entries))
         self.needs, self.device = needs, device
-        self.axes = [flip_axes(view) for view in store.manifest.views]
-        full = store.manifest.spectra == "full"
-        stored_spectra = needs.spectra and full
-        target_key = schema.spectrum_key if stored_spectra else schema.embedding_key
-        loaded = shelf.take(split, [schema.IMAGE, schema.MASK, *(target_key(*key) for key in keys)])
+        self.axes = [flip_axes(view) for view in store.manifest.views[: subset.views]]
+        self._holds_spectra = needs.spectra and store.manifest.spectra == "full"
+        target_key = schema.spectrum_key if self._holds_spectra else schema.embedding_key
+        loaded = shelf.take(split, [schema.IMAGE, schema.MASK, *(target_key(*key) for key in keys)], subset.views)
         self.images, self.masks = loaded.pop(schema.IMAGE), loaded.pop(schema.MASK)
-        self.maps = {key: loaded[target_key(*key)] for key in keys}
-        self._holds_spectra = stored_spectra
+        self.maps: dict[Key, Tensor | OnDisk] = {}
+        self._steps: dict[Key, Tensor] = {}
+        steps_of = schema.steps_of(store)
+        for key in keys:
+            held, steps = loaded.pop(target_key(*key)), steps_of.get(target_key(*key))
+            if (weight := narrowing(store, entries[key[0]], key[1], subset)) is not None:
+                weight = weight if steps is None else weight * torch.from_numpy(steps).flatten()
+                held = held.narrowed(weight) if isinstance(held, OnDisk) else narrowed(held, weight)
+            elif steps is not None:
+                self._steps[key] = torch.from_numpy(steps).to(device)
+            self.maps[key] = held
         self._wrong = _derangement(len(self.images), seed) if needs.shuffled else None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def epoch(self, number: int, batch_size: int, seed: int, affine: bool) -> Iterator[Batch]:
-        """Shuffled, augmented full batches; a pure function of (seed, number), whatever ran before."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        order = torch.randperm(len(self), generator=generator)
-        whole = max(1, len(order) // batch_size) * batch_size
-        for rows in order[:whole].split(batch_size):
+        """Shuffled, augmented full batches; a pure function of (seed, number), whatever ran before.
+
+        Of several processes each draws for the whole batch and gets its share of it.
+        """
+        generator = _generator(number, seed)
+        for rows in self._order(generator, batch_size):
             yield self._batch(rows, generator, affine)
 
+    def rows(self, number: int, batch_size: int, seed: int) -> tuple[Tensor, ...]:
+        """Which samples of the split the whole batches of `epoch` are made of."""
+        return self._order(_generator(number, seed), batch_size)
+
     def plain(self, batch_size: int) -> Iterator[Batch]:
-        """All frames in order, as they are, without targets."""
-        for rows in torch.arange(len(self)).split(batch_size):
+        """All frames in order, as they are, without targets; they are dealt out to several processes."""
+        for rows in torch.arange(len(self))[distributed.rank() :: distributed.world()].split(batch_size):
             yield Batch(self._take(self.images, rows).float() / 255, self._take(self.masks, rows)[:, None].float(), Targets())
 
+    def _order(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, ...]:
+        order = torch.randperm(len(self), generator=generator)
+        whole = max(1, len(order) // batch_size) * batch_size
+        return order[:whole].split(batch_size)
+
     def _batch(self, rows: Tensor, generator: torch.Generator, affine: bool) -> Batch:
-        views = torch.randint(len(self.axes), (len(rows),), generator=generator)
+        b, share = len(rows), distributed.own(len(rows))
+        views = torch.randint(len(self.axes), (b,), generator=generator)[share]
+        matrices = augment.draw_affine(generator, b)[share] if affine else None
+        colour = augment.draw_colour(generator, b)[share]
+        rows = rows[share]
         frames = augment.flip_views(self._take(self.images, rows).float() / 255, views, self.axes)
         masks = augment.flip_views(self._take(self.masks, rows)[:, None].float(), views, self.axes)
         source = rows if self._wrong is None else self._wrong[rows]
-        maps = {key: self._take(held, source, views).float() for key, held in self.maps.items()}
-        if affine:
-            matrices = augment.draw_affine(generator, len(rows))
+        maps = {key: self._take(held, source, views).float() * self._steps.get(key, 1) for key, held in self.maps.items()}
+        if matrices is not None:
             frames = augment.resample(frames, matrices)
             masks = augment.resample(masks, matrices, mode="nearest")
             maps = {key: augment.resample(value, matrices) for key, value in maps.items()}
-        frames = augment.jitter_colour(frames, generator).contiguous(memory_format=torch.channels_last)
+        frames = augment.jitter_colour(frames, colour).contiguous(memory_format=torch.channels_last)
         return Batch(frames, masks, self._targets(maps))
 
     def _targets(self, maps: dict[Key, Tensor]) -> Targets:
@@ -131,8 +156,12 @@ class Feed:
         convert = spectra.unpack if self._holds_spectra else spectra.spectrum
         return Targets(spectra={key: convert(value) for key, value in maps.items()})
 
-    def _take(self, held: Tensor, *index: Tensor) -> Tensor:
+    def _take(self, held: Tensor | OnDisk, *index: Tensor) -> Tensor:
         return held[tuple(i.to(held.device) for i in index)].to(self.device, non_blocking=True)
+
+
+def _generator(number: int, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 def _derangement(n: int, seed: int) -> Tensor:

@@ -6,7 +6,9 @@ Shapes: b batch, n samples, v views, c channels, h w grid, s frame side.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,15 @@ from polyp_difom.pipeline.basis import Moments, fit_basis
 from polyp_difom.pipeline.data.splitting import ranked
 from polyp_difom.pipeline.plan import READERS
 from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.quantise import fit_steps, relative_error
 from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.runner import Bases, Runner
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
 EQUIVARIANCE_FRAMES = 16
 PRECISION_FRAMES = 4
+INT8_FRAMES = 128
+"""Of the basis' own: steps of int8 maps are fitted on three of four, their error is measured on the fourth."""
 
 
 def bases_of(
@@ -41,11 +46,12 @@ def bases_of(
     """
     entry = next(entry for entry in store.manifest.teachers if entry.name == teacher.spec.name)
     used, seed = runner.maps[entry.name], store.manifest.basis.seed
-    stored = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in used.items()}
-    if all(stored.values()):
-        return {number: schema.basis_from(*record) for number, record in stored.items() if record}
+    groups = {schema.basis_of(entry, scale) for scales in used.values() for scale in scales}
+    if all(store.read_constants(group) is not None for group in groups):
+        store.complete_copy()
+        return {number: schema.stored_basis(store, entry, scales) for number, scales in used.items()}
     began = time.perf_counter()
-    chosen = _basis_rows(store, seed)
+    chosen = basis_rows(store)
     moments, witnesses = _moments(runner, teacher, chosen, progress)
     rate = len(chosen) / (time.perf_counter() - began)
     bases = {
@@ -61,9 +67,13 @@ def bases_of(
             attrs["precision_error"] = error = _precision_error(runner, teacher, bases, witnesses[:PRECISION_FRAMES])
             progress.say(f"{entry.name}: {precision} moves its maps by {error:.1%} of their norm against float32")
         store.write_constants(schema.equivariance_group(entry.name), arrays, attrs)
+    errors: dict[str, float] = {}
+    if schema.map_type(store.manifest) == "int8":
+        bases, errors = _with_steps(runner, teacher, bases, chosen[:INT8_FRAMES], progress)
     for number, scales in used.items():  # last: they mark all as done
         variances = {scale: bases[number].variance(moments[scale]) for scale in scales}
-        store.write_constants(schema.basis_of(entry, scales[0]), *schema.basis_record(bases[number], variances))
+        lost = {scale: errors[scale] for scale in scales if scale in errors}
+        store.write_constants(schema.basis_of(entry, scales[0]), *schema.basis_record(bases[number], variances, lost))
     return bases
 
 
@@ -75,9 +85,9 @@ def _say_variance(entry: TeacherEntry, runner: Runner, bases: Bases, progress: P
         progress.say(f"{entry.name}{which}: {channels} of {len(kept)} channels hold {share:.1%} of the variance")
 
 
-def _basis_rows(store: FeatureStore, seed: int) -> list[int]:
-    """A seeded choice of train frames."""
-    samples = store.samples
+def basis_rows(store: FeatureStore) -> list[int]:
+    """The train frames that bases are fitted on: a seeded choice."""
+    samples, seed = store.samples, store.manifest.basis.seed
     row = {name: index for index, (name, split) in enumerate(zip(samples.ids, samples.split, strict=True)) if split == "train"}
     return [row[name] for name in ranked(row, seed)[: store.manifest.basis.frames]]
 
@@ -88,10 +98,8 @@ def _moments(runner: Runner, teacher: Teacher, rows: list[int], progress: Progre
     used = runner.maps[name]
     moments = {scale: Moments() for scales in used.values() for scale in scales}
     witnesses: list[Tensor] = []
-    with ThreadPoolExecutor(READERS) as pool, progress.task(f"fitting {name}'s basis", len(rows)) as advance:
-        for start in range(0, len(rows), runner.batch_size):
-            decoded = pool.map(runner.decode, rows[start : start + runner.batch_size])
-            frames = runner.to_device(torch.from_numpy(np.stack([frame[schema.IMAGE] for frame in decoded])))
+    with progress.task(f"fitting {name}'s basis", len(rows)) as advance:
+        for frames in _frames(runner, rows):
             maps = runner.embed(teacher, frames)
             for number, scales in used.items():
                 for scale in scales:
@@ -99,6 +107,39 @@ def _moments(runner: Runner, teacher: Teacher, rows: list[int], progress: Progre
             witnesses += [frame.cpu() for frame in frames[: EQUIVARIANCE_FRAMES - len(witnesses)]]
             advance(len(frames))
     return moments, witnesses
+
+
+def _frames(runner: Runner, rows: list[int]) -> Iterator[Tensor]:
+    """These frames on the device, float [b, 3, s, s], batch by batch."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(rows), runner.batch_size):
+            decoded = pool.map(runner.decode, rows[start : start + runner.batch_size])
+            yield runner.to_device(torch.from_numpy(np.stack([frame[schema.IMAGE] for frame in decoded])))
+
+
+def _with_steps(
+    runner: Runner, teacher: Teacher, bases: Bases, rows: list[int], progress: Progress
+) -> tuple[Bases, dict[str, float]]:
+    """The bases with the steps of int8 maps for every scale that is made here, and the relative error of each."""
+    name = teacher.spec.name
+    used = runner.maps[name]
+    seen: dict[str, list[Tensor]] = {scale: [] for scales in used.values() for scale in scales}
+    with progress.task(f"fitting {name}'s int8 steps", len(rows)) as advance:
+        for frames in _frames(runner, rows):
+            for number, native in runner.embed(teacher, frames).items():
+                stored = bases[number].apply(native)
+                for scale in used[number]:
+                    seen[scale].append(area_resample(stored, runner.manifest.scales[scale]).half().cpu())
+            advance(len(frames))
+    steps, errors = {}, {}
+    for scale, batches in seen.items():
+        maps = torch.cat(batches)
+        witness = torch.arange(len(maps)) % 4 == 3
+        fitted = fit_steps(maps[~witness])
+        steps[scale], errors[scale] = fitted.numpy(), relative_error(maps[witness] if witness.any() else maps, fitted)
+    progress.say(f"{name}: int8 moves its maps by {', '.join(f'{e:.2%} ({s})' for s, e in errors.items())} of their norm")
+    widened = {n: replace(basis, steps={**basis.steps, **{s: steps[s] for s in used[n]}}) for n, basis in bases.items()}
+    return widened, errors
 
 
 def _equivariance(

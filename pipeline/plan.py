@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyp_difom.cache.errors import CacheError, DataError, UsageError
-from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, predicted_bytes
+from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, Spectra, SplitEntry, predicted_bytes
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, views
 from polyp_difom.pipeline.data.pairing import Pair
@@ -43,7 +42,8 @@ class ExtractConfig(BaseModel):
     limit: int | None = None
     scales: tuple[str, ...] = Field(("s8", "s16", "s32"), min_length=1)
     channels: int = Field(64, gt=0)
-    spectra: Literal["full", "low"] = "full"
+    spectra: Spectra = "full"
+    dtype: schema.MapType = "float16"
     basis_frames: int = Field(256, gt=0)
     split_by: str = "auto"
     val_fraction: float = Field(0.1, gt=0, lt=1)
@@ -154,7 +154,8 @@ def check_space(manifest: Manifest, n: int, cache: str, progress: Progress, resu
     if needed > free:
         raise CacheError(
             "the store will not fit on the disk", where=parent, got=f"{free / 2**20:,.0f} MiB free",
-            wanted=f"{needed / 2**20:,.0f} MiB", remedy="use another --cache, fewer --views or --channels, or --spectra low",
+            wanted=f"{needed / 2**20:,.0f} MiB",
+            remedy="use another --cache, fewer --views or --channels, --spectra none, or --dtype int8",
         )  # fmt: skip
 
 

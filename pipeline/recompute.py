@@ -74,10 +74,7 @@ class LiveTeacher:
         _require_same(store, entry, teacher)
         manifest = store.manifest
         maps = schema.maps_of_scales(teacher.spec, manifest.frame_size, tuple(manifest.scales))
-        records = {number: store.read_constants(schema.basis_of(entry, scales[0])) for number, scales in maps.items()}
-        bases = {number: schema.basis_from(*record) for number, record in records.items() if record is not None}
-        if len(bases) != len(maps):
-            raise CacheError(f"the basis of teacher {entry.name!r} is missing", where=store.location)
+        bases = {number: schema.stored_basis(store, entry, scales) for number, scales in maps.items()}
         self.store, self.device, self.bases = store, device, {entry.name: bases}
         own = manifest.model_copy(update={"arrays": {key: manifest.arrays[key] for key in teacher_arrays(store, entry)}})
         self.runner = Runner([teacher], own, {entry.name: maps}, self._frame, device, BATCH, progress)

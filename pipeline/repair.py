@@ -10,13 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from polyp_difom.cache import extension, spare, sums
 from polyp_difom.cache.errors import CacheError
-from polyp_difom.cache.inspection import Damage, shard_damages
-from polyp_difom.cache.mending import rewrite, salvage
+from polyp_difom.cache.inspection import LEDGERS, Damage, shard_damages
+from polyp_difom.cache.location import Location
+from polyp_difom.cache.mending import drop_row, record_anew, rewrite, salvage, settle_mark
+from polyp_difom.cache.skeleton import COPY
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.device import keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.recompute import ALIKE, LiveTeacher, teacher_arrays, weights_of
+from polyp_difom.pipeline.schema import IMAGE, MASK
 from polyp_difom.pipeline.teachers.protocol import OWN_WEIGHTS
 
 
@@ -39,9 +44,14 @@ class Mended:
 
 @dataclass(frozen=True)
 class Repair:
-    """What was mended, and the shards whose frames are lost: marked as pending, for `command` to make again."""
+    """What was mended, and the shards whose frames are lost: marked as pending, for `command` to make again.
+
+    Attributes:
+        records: rows of the ledger, done marks, and the copy of the metadata, that were put in order.
+    """
 
     mended: list[Mended]
+    records: list[str]
     pending: list[int]
     command: str | None
 
@@ -57,7 +67,7 @@ def repair(
     """Mend what `FeatureStore.verify` found.
 
     Where a shard's frames are sound, its teachers run again on them and only damaged chunks are replaced. Where frames or
-    masks are damaged, the shard is marked as pending.
+    masks are damaged, the shard is marked as pending. Damaged metadata is to be put back first, by `restore_metadata`.
 
     Args:
         path: of the store.
@@ -69,19 +79,20 @@ def repair(
         MissingDependencyError, UsageError: a teacher that cannot be loaded.
     """
     for damage in damages:
-        if damage.shard is None:
+        if damage.shard is None and damage.key != COPY:
             raise CacheError(
-                f"{damage.key} cannot be mended", where=path, got=damage.reason, remedy="run extract into another --cache"
-            )
+                f"{damage.key} cannot be mended", where=path, got=f"{damage.reason}, and no sound copy is kept",
+                remedy="run extract into another --cache",
+            )  # fmt: skip
     progress = progress or Progress()
     keep_freed_memory()
     store = FeatureStore.open(path, writable=True)
     given = weights_of(store, weights or {})
     teachers = {key: entry for entry in store.manifest.teachers for key in teacher_arrays(store, entry)}
-    lost = sorted({damage.shard for damage in damages if damage.key not in teachers and damage.shard is not None})
+    lost = sorted({damage.shard for damage in damages if damage.key in (IMAGE, MASK) and damage.shard is not None})
     work: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for damage in damages:
-        if damage.shard is not None and damage.shard not in lost:
+        if damage.shard is not None and damage.key in teachers and damage.shard not in lost:
             work[teachers[damage.key].name].add((damage.shard, damage.key))
     place = pick_device(device)
     pick_precision(place, store.manifest.precision)
@@ -98,8 +109,49 @@ def repair(
                 for key in sorted(key for number, key in work[entry.name] if number == shard):
                     mended.append(_mend(store, key, shard, fresh[key]))
                     advance(1)
+        records, undone = _mend_records(store, [damage for damage in damages if damage.shard not in lost])
     _require_mended(path, mended)
-    return Repair(mended, lost, extract_command(store) if lost else None)
+    pending = sorted({*lost, *undone})
+    return Repair(mended, records, pending, extract_command(store) if pending else None)
+
+
+def restore_metadata(path: str) -> list[str]:
+    """Puts the store's small files back as they were written, byte for byte, also where it cannot be opened without them.
+
+    Returns:
+        The files that were put back; the copy itself is not looked at where it is damaged, see `FeatureStore.verify`.
+
+    Raises:
+        CacheError: a writer is at work on the store, or the disk refuses.
+    """
+    location = Location.parse(path)
+    try:
+        spare.load(location)
+    except CacheError:
+        return []
+    return spare.restore(location)
+
+
+def _mend_records(store: FeatureStore, damages: Sequence[Damage]) -> tuple[list[str], list[int]]:
+    """What was put in order besides chunks, and the shards that are not done after all."""
+    said, undone = [], []
+    for damage in damages:
+        if damage.key == COPY:
+            store.location.delete(COPY)
+            spare.add(store.location, store.manifest, extension.sealed_ids(store.root))
+            said.append(f"{COPY}: written anew")
+        elif damage.key in LEDGERS and damage.shard is not None:
+            drop_row(store, damage.key, damage.shard)
+            said.append(f"{damage.key}, shard {damage.shard}: removed, what the shard cost is not known")
+        elif damage.key.endswith(sums.KEY) and damage.shard is not None:
+            record_anew(store, damage.key, damage.shard)
+            said.append(f"{damage.key}, shard {damage.shard}: written anew from the shard, whose checksums hold")
+        elif damage.key == "done" and damage.shard is not None:
+            if settle_mark(store, damage.shard):
+                said.append(f"done, shard {damage.shard}: written anew, all of the shard is there")
+            else:
+                undone.append(damage.shard)
+    return said, undone
 
 
 def _mend(store: FeatureStore, key: str, shard: int, fresh: NDArray) -> Mended:
@@ -146,6 +198,7 @@ def extract_command(store: FeatureStore) -> str:
         "--teachers": ",".join(entry.name for entry in manifest.teachers), "--cache": store.location,
         "--size": manifest.frame_size, "--views": len(manifest.views), "--limit": len(store),
         "--scales": ",".join(manifest.scales), "--channels": manifest.basis.channels, "--spectra": manifest.spectra,
+        "--dtype": schema.map_type(manifest),
         "--basis-frames": manifest.basis.frames, "--split-by": policy, "--val-fraction": manifest.split.val_fraction,
         "--split-seed": manifest.split.seed, "--precision": manifest.precision,
     }  # fmt: skip

@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.manifest import Manifest
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.data.frames import flip_axes
 from polyp_difom.pipeline.device import autocast, synchronise
 from polyp_difom.pipeline.progress import Advance, Progress
+from polyp_difom.pipeline.quantise import quantise
 from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
@@ -96,7 +98,7 @@ class Runner:
         for batch in torch.from_numpy(images).split(max(1, self.batch_size // len(self.views))):
             rows = slice(start, start := start + len(batch))
             for key, values in self._batch(self.to_device(batch), bases).items():
-                arrays[key][rows] = values.half().cpu().numpy()
+                arrays[key][rows] = values.cpu().numpy()
             advance(len(batch))
         synchronise(self.device)
         return arrays, time.perf_counter() - began
@@ -111,8 +113,21 @@ class Runner:
                 stored = bases[name][number].apply(native)
                 for scale in self.maps[name][number]:
                     maps = area_resample(stored, self.manifest.scales[scale])
-                    spectrum = spectra.spectrum(maps)
-                    block = spectra.low_block(spectrum) if self.manifest.spectra == "low" else spectrum
-                    made[schema.embedding_key(name, scale)] = maps
-                    made[schema.spectrum_key(name, scale)] = spectra.pack(block)
+                    key = schema.embedding_key(name, scale)
+                    is_int8 = self.manifest.arrays[key].dtype == "int8"
+                    made[key] = _int8(key, maps, bases[name][number].steps[scale]) if is_int8 else maps.half()
+                    if self.manifest.spectra != "none":
+                        spectrum = spectra.spectrum(maps)
+                        block = spectra.low_block(spectrum) if self.manifest.spectra == "low" else spectrum
+                        made[schema.spectrum_key(name, scale)] = spectra.pack(block).half()
         return {key: values.unflatten(0, (len(self.views), -1)).transpose(0, 1) for key, values in made.items()}
+
+
+def _int8(key: str, maps: Tensor, steps: NDArray[np.float32]) -> Tensor:
+    """Maps [b, c, h, w] as int8; integers could not tell the store that a value is not finite."""
+    if not maps.isfinite().all():
+        raise CacheError(
+            f"{key} is not finite", got="NaN or infinity", wanted="finite values, which alone may be cached",
+            remedy="run the teacher in float32; if it stays, look at the frames",
+        )  # fmt: skip
+    return quantise(maps, torch.from_numpy(steps).to(maps.device)[:, None, None])

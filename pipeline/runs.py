@@ -9,7 +9,6 @@ import csv
 import json
 import os
 import platform
-import shutil
 import struct
 import subprocess
 from collections.abc import Mapping
@@ -24,7 +23,8 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.cache.manifest import SampleTable
-from polyp_difom.pipeline.files import append_text, write_bytes, write_csv, write_text
+from polyp_difom.pipeline.files import append_text, contents, empty, write_bytes, write_csv, write_text
+from polyp_difom.pipeline.yaml_files import read_mapping
 
 CONTENTS = frozenset(
     [
@@ -67,7 +67,8 @@ class RunFolder:
         run = cls(path)
         try:
             if run.refuse_to_lose(overwrite):
-                shutil.rmtree(path)
+                run.resume_state.unlink(missing_ok=True)  # first: nothing half deleted is gone on with
+                empty(path)
             run.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError("the run folder cannot be made", where=path, got=error.strerror, remedy="give another -o") from error
@@ -79,14 +80,14 @@ class RunFolder:
         Raises:
             RunError: the folder holds something, and `overwrite` was not asked for or it is no run.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or (self.path.is_dir() and not contents(self.path)):
             return False
         if not overwrite:
             raise RunError(
                 "the run folder exists already", where=self.path,
                 remedy="give another -o, or --resume to go on, or --overwrite to start afresh",
             )  # fmt: skip
-        held = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
+        held = contents(self.path) if self.path.is_dir() else {self.path.name}
         if strangers := sorted(held - CONTENTS):
             raise RunError(
                 "will not overwrite what no run wrote", where=self.path, got=strangers[0],
@@ -120,8 +121,8 @@ class RunFolder:
         """The resolved configuration."""
         path = self.path / "config.yaml"
         try:
-            return dict(yaml.safe_load(path.read_text()))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            return read_mapping(path)
+        except (OSError, ValueError) as error:
             raise RunError("the run's configuration cannot be read", where=path, got=first_line(error)) from error
 
     def seen(self) -> dict[str, str]:

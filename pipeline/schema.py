@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from polyp_difom.cache.errors import UsageError
-from polyp_difom.cache.manifest import ArraySpec, MapEntry, TeacherEntry
+from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.manifest import ArraySpec, Manifest, MapEntry, Spectra, TeacherEntry
+from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.spectra import spectrum_shape
 from polyp_difom.pipeline.teachers.protocol import Teacher, TeacherSpec, weights_digest
@@ -17,10 +20,12 @@ from polyp_difom.pipeline.teachers.protocol import Teacher, TeacherSpec, weights
 IMAGE, MASK = "frames/image", "frames/mask"
 SHARD_BYTES = 128 * 2**20
 MOST_SAMPLES_PER_SHARD = 64
+MapType = Literal["float16", "int8"]
+"""What maps are stored as; spectra are float16 beside either."""
 
 
 class Layout(Protocol):
-    """What of a configuration decides over shapes: frame side, number of views, scales, stored channels, "full" or "low"."""
+    """What of a configuration decides over shapes: frame side, number of views, scales, channels, spectra, type of maps."""
 
     @property
     def size(self) -> int: ...
@@ -31,7 +36,13 @@ class Layout(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def spectra(self) -> Literal["full", "low"]: ...
+    def spectra(self) -> Spectra: ...
+    @property
+    def dtype(self) -> MapType: ...
+
+
+STEPS = "step-"
+"""Of a basis record's arrays: what a scale's int8 maps are multiplied by."""
 
 
 def teacher_group(name: str) -> str:
@@ -83,15 +94,75 @@ def equivariance_group(teacher: str) -> str:
     return f"{teacher_group(teacher)}/equivariance"
 
 
-def basis_record(basis: Basis, variances: dict[str, float]) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """(arrays, attributes) of a stored basis; `variances` are those of the stored channels at each scale."""
+def basis_record(
+    basis: Basis, variances: dict[str, float], errors: dict[str, float] | None = None
+) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """(arrays, attributes) of a stored basis.
+
+    Args:
+        variances: of the stored channels at each scale that this basis is recorded for.
+        errors: where maps are int8, norm of what that changes over the norm of the maps, at each of these scales.
+    """
     arrays = {"mean": basis.mean, "rotation": basis.rotation, "explained": basis.explained}
-    return arrays, {"scale": basis.scale, "mixing": basis.mixing, "variances": variances}
+    arrays |= {f"{STEPS}{scale}": steps for scale, steps in basis.steps.items() if scale in variances}
+    attrs: dict[str, Any] = {"scale": basis.scale, "mixing": basis.mixing, "variances": variances}
+    return arrays, attrs | ({"int8_error": errors} if errors else {})
 
 
 def basis_from(arrays: dict[str, NDArray], attrs: dict[str, Any]) -> Basis:
     """The inverse of `basis_record`."""
-    return Basis(arrays["mean"], arrays["rotation"], attrs["scale"], arrays["explained"], attrs["mixing"])
+    steps = {name.removeprefix(STEPS): values for name, values in arrays.items() if name.startswith(STEPS)}
+    return Basis(arrays["mean"], arrays["rotation"], attrs["scale"], arrays["explained"], attrs["mixing"], steps)
+
+
+def stored_record(store: FeatureStore, entry: TeacherEntry, scale: str) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """What `basis_record` gave for a stored scale.
+
+    Raises:
+        CacheError: it is missing or damaged.
+    """
+    record = store.read_constants(basis_of(entry, scale))
+    if record is None:
+        raise CacheError(f"the basis of teacher {entry.name!r} is missing", where=store.location, remedy="run extract again")
+    return record
+
+
+def stored_basis(store: FeatureStore, entry: TeacherEntry, scales: tuple[str, ...]) -> Basis:
+    """The basis of the one map that these stored scales are made from, with the steps of them all.
+
+    Raises:
+        CacheError: it is missing or damaged.
+    """
+    bases = [basis_from(*stored_record(store, entry, scale)) for scale in scales]
+    return replace(bases[0], steps={scale: steps for basis in bases for scale, steps in basis.steps.items()})
+
+
+def map_type(manifest: Manifest) -> MapType:
+    """What a store holds its maps as."""
+    return "int8" if any(spec.dtype == "int8" for spec in manifest.arrays.values()) else "float16"
+
+
+def int8_errors(store: FeatureStore) -> dict[tuple[str, str], float]:
+    """By teacher and scale, what int8 costs: the norm of the change over the norm of the maps. Nothing for float16 maps."""
+    if map_type(store.manifest) == "float16":
+        return {}
+    grids = [(entry, scale) for entry in store.manifest.teachers for scale in store.manifest.scales]
+    return {(entry.name, scale): stored_record(store, entry, scale)[1]["int8_error"][scale] for entry, scale in grids}
+
+
+def steps_of(store: FeatureStore) -> dict[str, NDArray[np.float32]]:
+    """By key of the store's int8 maps [..., c, h, w], what they are multiplied by to be maps again, [c, 1, 1].
+
+    Raises:
+        CacheError: a basis is missing or damaged.
+    """
+    if map_type(store.manifest) == "float16":
+        return {}
+    return {
+        embedding_key(entry.name, scale): stored_basis(store, entry, (scale,)).steps[scale][:, None, None]
+        for entry in store.manifest.teachers
+        for scale in store.manifest.scales
+    }
 
 
 def scale_stride(scale: str) -> int:
@@ -144,10 +215,11 @@ def arrays(config: Layout, teachers: list[Teacher]) -> dict[str, ArraySpec]:
         numbers = {scale: number for number, held in maps_of_scales(spec, s, config.scales).items() for scale in held}
         for scale, cells in cells_of.items():
             c = min(config.channels, spec.channels[numbers[scale]])
-            maps, spectra = (v, c, cells, cells), (v, c, *spectrum_shape(cells, config.spectra))
-            name = spec.name
-            specs[embedding_key(name, scale)] = ArraySpec(shape=maps, dtype="float16", chunk_dims=1, compressed=False)
-            specs[spectrum_key(name, scale)] = ArraySpec(shape=spectra, dtype="float16", chunk_dims=1, compressed=False)
+            key, shape = embedding_key(spec.name, scale), (v, c, cells, cells)
+            specs[key] = ArraySpec(shape=shape, dtype=config.dtype, chunk_dims=1, compressed=False)
+            if config.spectra != "none":
+                key, halves = spectrum_key(spec.name, scale), (v, c, *spectrum_shape(cells, config.spectra))
+                specs[key] = ArraySpec(shape=halves, dtype="float16", chunk_dims=1, compressed=False)
     return specs
 
 

@@ -6,14 +6,18 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyp_difom.cache.errors import DataError
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.memory import free_memory
+from polyp_difom.pipeline.ondisk import OnDisk
 from polyp_difom.pipeline.progress import Progress
 
 DEVICE_SHARE = 0.6
-"""Share of free device memory that a preloaded store may take."""
+"""Share of free memory that a preloaded store may take."""
+PLACES = {"cuda": "the GPU", "cpu": "host memory"}
 
 
 class Shelf:
@@ -24,8 +28,11 @@ class Shelf:
         self.held: dict[tuple[str, str], Tensor] = {}
         """By (split, key of the array)."""
 
-    def take(self, split: str, keys: Iterable[str]) -> dict[str, Tensor]:
-        """Arrays [n, ...] of the n samples of a split, by key.
+    def take(self, split: str, keys: Iterable[str], views: int | None = None) -> dict[str, Tensor | OnDisk]:
+        """Arrays [n, ...] of the n samples of a split, by key; where memory is too small for them, they stay on the disk.
+
+        Args:
+            views: of arrays that have views, read and give the first few only.
 
         Raises:
             DataError: the store has no such samples. CacheError: an array that is missing or damaged.
@@ -33,22 +40,42 @@ class Shelf:
         rows = np.array([i for i, name in enumerate(self.store.samples.split) if name == split], np.int64)
         if not len(rows):
             raise DataError(f"the store has no {split} frames", where=self.store.location)
-        keys = list(keys)
-        if lacking := [key for key in keys if (split, key) not in self.held]:
-            specs = (self.store.manifest.arrays[key] for key in lacking)
-            home = self._home(split, sum(len(rows) * spec.chunks_per_sample * spec.chunk_bytes for spec in specs))
+        specs = self.store.manifest.arrays
+        wanted = {key: min(specs[key].chunks_per_sample, views or specs[key].chunks_per_sample) for key in keys}
+        if lacking := [key for key, chunks in wanted.items() if self._chunks_held(split, key) < chunks]:
+            size = sum(len(rows) * wanted[key] * specs[key].chunk_bytes for key in lacking)
+            home = self._home(split, size)
+            if home is None:
+                on_disk = {key: OnDisk(self.store, key, rows) for key in lacking}
+                return {key: on_disk[key] if key in on_disk else self.held[split, key] for key in wanted}
             with self.progress.task(f"reading {split} frames", len(lacking)) as advance:
                 for key in lacking:
-                    self.held[split, key] = torch.from_numpy(self.store.read(key, rows)).to(home)
+                    self.held[split, key] = self._read(key, rows, wanted[key]).to(home)
                     advance(1)
-        return {key: self.held[split, key] for key in keys}
+        held = {key: self.held[split, key] for key in wanted}
+        return {key: held[key][:, :chunks] if specs[key].chunk_dims else held[key] for key, chunks in wanted.items()}
 
-    def _home(self, split: str, size: int) -> torch.device:
-        """The device itself where the data fits beside the training, else host memory; says which, and why."""
-        if self.device.type != "cuda":
-            return self.device
-        free, _ = torch.cuda.mem_get_info(self.device)
-        fits = size < DEVICE_SHARE * free
-        place = "the GPU" if fits else "host memory"
-        self.progress.say(f"{split} data goes to {place}: {size / 2**30:.2f} GiB, {free / 2**30:.1f} GiB free on the GPU")
-        return self.device if fits else torch.device("cpu")
+    def _chunks_held(self, split: str, key: str) -> int:
+        """Chunks of a sample that are here: views, where the array has some."""
+        held = self.held.get((split, key))
+        if held is None:
+            return 0
+        return held.shape[1] if self.store.manifest.arrays[key].chunk_dims else 1
+
+    def _read(self, key: str, rows: NDArray[np.int64], chunks: int) -> Tensor:
+        spec = self.store.manifest.arrays[key]
+        if chunks == spec.chunks_per_sample:
+            return torch.from_numpy(self.store.read(key, rows))
+        numbers = np.stack([rows.repeat(chunks), np.tile(np.arange(chunks), len(rows))], 1)
+        return torch.from_numpy(self.store.read(key, numbers)).unflatten(0, (len(rows), chunks))
+
+    def _home(self, split: str, size: int) -> torch.device | None:
+        """The device itself where the data fits beside the training, else host memory, else None; says which, and why."""
+        for device in dict.fromkeys((self.device, torch.device("cpu"))):
+            free = free_memory(device)
+            if fits := size < DEVICE_SHARE * free:
+                break
+        place = "stays on disk, each batch is read when it is needed" if not fits else f"goes to {PLACES[device.type]}"
+        if not fits or self.device.type == "cuda":
+            self.progress.say(f"{split} data {place}: {size / 2**30:.2f} GiB, {free / 2**30:.1f} GiB free")
+        return device if fits else None

@@ -127,10 +127,11 @@ def _panels(
 ) -> list[list[Picture]]:
     """For each sample its pictures [s, s, 3]: map, low and high band of every scale."""
     chunks = np.stack([rows, np.full(len(rows), store.manifest.views.index(view))], 1)
-    side = store.manifest.frame_size
+    side, steps = store.manifest.frame_size, schema.steps_of(store)
     columns = []
     for scale in store.manifest.scales:
-        maps = store.read(schema.embedding_key(teacher, scale), chunks).astype(np.float32)
+        key = schema.embedding_key(teacher, scale)
+        maps = store.read(key, chunks).astype(np.float32) * steps.get(key, np.float32(1))
         low, high = (band.numpy() for band in spectra.split_bands(torch.from_numpy(maps)))
         colours = Colours.fit(maps)
         columns += [colours.paint(maps), colours.paint(low), Colours.fit(high).paint(high)]

@@ -12,14 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from polyp_difom.cache.claims import Claims
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import schema
+from polyp_difom.pipeline.distributed import ranks
 from polyp_difom.pipeline.plan import READERS, ExtractConfig
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Bases, Runner
 
 WAIT_SECONDS = 0.5
 """Between two looks at shards that other workers hold."""
+SETUP_SECONDS = 7200.0
+SETUP_POLL_SECONDS = 2.0
+"""How long, and how often, a part at a URL looks for what part 0 is to set up."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def part_of(config: ExtractConfig, environment: Mapping[str, str]) -> Part:
     """From --part-id and --num-parts, which keep to their part; else from torchrun's variables, whose ranks help one another.
 
     Raises:
-        UsageError: one of the two options without the other, or a part that does not exist.
+        UsageError: one of the two options without the other, a part that does not exist, or variables that are no numbers.
     """
     if (config.part_id is None) != (config.num_parts is None):
         raise UsageError("--part-id and --num-parts go together", wanted="--part-id I --num-parts N, I from 0 to N - 1")
@@ -56,8 +61,8 @@ def part_of(config: ExtractConfig, environment: Mapping[str, str]) -> Part:
             raise UsageError("no such part", where="--part-id", got=config.part_id, wanted=f"0 to {config.num_parts - 1}")
         return Part(config.part_id, config.num_parts, helps=False)
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        rank = int(environment["RANK"])
-        return Part(rank, int(environment["WORLD_SIZE"]), local=int(environment.get("LOCAL_RANK", rank)))
+        rank, count = ranks(environment)
+        return Part(rank, count, local=int(environment.get("LOCAL_RANK", rank)))
     return Part()
 
 
@@ -67,7 +72,7 @@ def fill(
     """Makes every shard of this worker's part; waits for those that other workers hold, and takes over from the dead."""
     waiting = False
     while pending := part.order(store.pending()):
-        if _fill_free(store, claims, pending, runner, bases, progress):
+        if fill_free(store, claims, pending, runner, bases, progress):
             continue
         if not waiting:
             progress.say(f"waiting for other workers: {len(pending)} shards are theirs")
@@ -86,7 +91,7 @@ def _free(store: FeatureStore, claims: Claims, numbers: list[int]) -> Iterator[i
             yield number
 
 
-def _fill_free(
+def fill_free(
     store: FeatureStore, claims: Claims, numbers: list[int], runner: Runner, bases: Mapping[str, Bases], progress: Progress
 ) -> int:
     """Decodes, embeds and writes those that are free; a shard's write overlaps the next one's teachers. How many there were."""
@@ -126,9 +131,33 @@ def _write(store: FeatureStore, claims: Claims, number: int, arrays: dict, ledge
 
 
 def refuse_url(store: FeatureStore, part: Part) -> None:
-    """UsageError where several workers are to fill a store in which nothing can be locked."""
-    if store.location.path is None and part.count > 1:
+    """UsageError where several workers, who would help one another, are to fill a store in which nothing can be locked."""
+    if store.location.path is None and part.count > 1 and part.helps:
         raise UsageError(
-            "a store at a URL takes one worker, because nothing can be locked there", where=store.location,
-            got=f"{part.count} parts", wanted="a path that all workers reach", remedy="extract to a path, then copy the store",
+            "workers cannot help one another at a URL, because nothing can be locked there", where=store.location,
+            got=f"{part.count} workers", wanted="one worker, or --part-id and --num-parts",
         )  # fmt: skip
+
+
+def await_setup(store: FeatureStore, part: Part, progress: Progress) -> None:
+    """At a URL, where nothing can be locked, part 0 alone fits the bases; the other parts wait for them.
+
+    Raises:
+        CacheError: they have not come after `SETUP_SECONDS`.
+    """
+    if store.location.path is not None or part.index == 0:
+        return
+    entries, scales = store.manifest.teachers, store.manifest.scales
+    groups = list(dict.fromkeys(schema.basis_of(entry, scale) for entry in entries for scale in scales))
+    until, said = time.monotonic() + SETUP_SECONDS, False
+    while not all(store.read_constants(group) for group in reversed(groups)):  # the one written last says that all are final
+        if time.monotonic() > until:
+            raise CacheError(
+                "part 0, which sets the store up, has not done so", where=store.location,
+                got=f"{SETUP_SECONDS:.0f} s of waiting", wanted="every teacher's basis",
+                remedy="start the same command with --part-id 0, then this one again",
+            )  # fmt: skip
+        if not said:
+            progress.say("waiting for part 0, which fits the teachers' bases")
+            said = True
+        time.sleep(SETUP_POLL_SECONDS)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import zlib
+import os
+import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,25 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from polyp_difom.cache.errors import DataError, UsageError
+from polyp_difom.cache.errors import DataError, UsageError, first_line
 from polyp_difom.pipeline.data.pairing import Pair
 
 THRESHOLD = 127  # a mask value above it is foreground: JPEG masks are not binary
 VIEWS = ("identity", "hflip", "vflip", "rot180")
 
 _AXES: dict[str, tuple[int, ...]] = {"identity": (), "hflip": (-1,), "vflip": (-2,), "rot180": (-2, -1)}
-# what the decoders raise on damaged files
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called. Pillow knows more: EPS among them, which it gives to an interpreter to run."""
+LARGEST_FILE = 1 << 30
+"""Bytes."""
+LONGEST_SIDE = 65_500
+"""Pixels; what JPEG, in which overlays are written, can hold."""
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+
+# what Pillow warns of is either refused here or of no harm; `catch_warnings` would not be safe in threads
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,63 +185,94 @@ def flip(array: NDArray, view: str) -> NDArray:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes; DataError where it cannot be read."""
+    """A file's bytes; DataError where it cannot be read, is no regular file (it may have no end) or exceeds `LARGEST_FILE`."""
     try:
-        return path.read_bytes()
+        # a pipe that nobody writes to must not be waited for
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            about = os.fstat(file.fileno())
+            if stat.S_ISREG(about.st_mode) and about.st_size <= LARGEST_FILE:
+                return file.read()
     except OSError as error:
         raise DataError(
             "cannot read the file", where=path, got=error.strerror, remedy="check that it exists and may be read"
         ) from error
+    if not stat.S_ISREG(about.st_mode):
+        raise DataError("not a file", where=path, got="a pipe or a device", remedy="remove it, or point at a file")
+    raise DataError(
+        "the file is too large to be a frame", where=path, got=f"{about.st_size} bytes", wanted=f"at most {LARGEST_FILE}",
+        remedy="shrink it",
+    )  # fmt: skip
 
 
 def decode(data: bytes, path: Path) -> Image.Image:
     """One decoded image, upright; DataError for anything else."""
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            count = getattr(image, "n_frames", 1)
-            pixels = image.width * image.height
-            if count == 1 and (limit is None or pixels <= limit):
-                image.load()
-                return ImageOps.exif_transpose(image)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            refuse_giant(image.width, image.height, path)
+            if (count := getattr(image, "n_frames", 1)) == 1:
+                return loaded(image, path)
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
-        raise _too_large(path, f"more than {2 * (limit or 0)} pixels") from error
-    except DECODE_ERRORS as error:
+        raise _too_large(path, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels") from error
+    except Exception as error:  # the decoders raise whatever a damaged file leads them to
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "no known image format" if unknown else str(error) or type(error).__name__
+        reason = "no known image format" if unknown else first_line(error)
         raise DataError(
             "cannot decode the image",
             where=path,
             got=f"{reason} ({len(data)} bytes)",
             remedy="replace the file by an intact copy",
         ) from error
-    if count > 1:
-        raise DataError(
-            "the file holds several images", where=path, got=f"{count} images", wanted="one", remedy="save one of them alone"
-        )
-    raise _too_large(path, f"{pixels} pixels")
-
-
-def _too_large(path: Path, got: str) -> DataError:
-    return DataError(
-        "the image is too large to be a frame",
-        where=path,
-        got=got,
-        wanted=f"at most {Image.MAX_IMAGE_PIXELS}",
-        remedy="shrink it",
+    raise DataError(
+        "the file holds several images", where=path, got=f"{count} images", wanted="one", remedy="save one of them alone"
     )
+
+
+def loaded(image: Image.Image, path: Path) -> Image.Image:
+    """The pixels of an opened image (of its current page), turned as its EXIF orientation says.
+
+    Raises:
+        DataError: too large, told before anything is decoded. Any other error is the decoder's.
+    """
+    refuse_giant(image.width, image.height, path)
+    tags = getattr(image, "tag_v2", {})
+    refuse_giant(tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1), path)  # a decoder makes room for a whole tile
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def refuse_giant(width: int, height: int, path: Path) -> None:
+    """Raise DataError for a picture too large to be a frame, or one without pixels, before it is decoded."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise _too_large(path, f"{width * height} pixels")
+    if max(width, height) > LONGEST_SIDE:
+        raise _too_large(path, f"{width} x {height} pixels", f"sides of at most {LONGEST_SIDE}")
+    if min(width, height) < 1:
+        raise DataError("the image is empty", where=path, got=f"{width} x {height} pixels", remedy="replace the file")
+
+
+def _too_large(path: Path, got: str, wanted: str | None = None) -> DataError:
+    wanted = wanted or f"at most {Image.MAX_IMAGE_PIXELS}"
+    return DataError("the image is too large to be a frame", where=path, got=got, wanted=wanted, remedy="shrink it")
 
 
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """Any decoded image as 8-bit RGB; 16-bit grey is divided by 257, so 65535 becomes 255."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             span = f"{values.min()} to {values.max()}"
             raise DataError(
                 "grey values beyond 16 bits", where=path, got=span, wanted="0 to 65535", remedy="save it with 8 bits"
             )
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise DataError("floating-point image", where=path, got="mode F", wanted="8 or 16 bits", remedy="save it with 8 bits")
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise DataError(
+            "colours that cannot be read", where=path, got=f"mode {image.mode}", wanted="grey or RGB", remedy="save it as RGB"
+        ) from error

@@ -5,6 +5,7 @@ Masks are paired by stem, never by position in a listing.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from polyp_difom.cache.errors import DataError
+from polyp_difom.pipeline.data.frames import read_bytes
 from polyp_difom.pipeline.data.pairing import Pair, first_names, folders, image_files, natural_key, pair_by_stem, visible
 from polyp_difom.pipeline.registry import Registry
 
@@ -215,9 +217,11 @@ class NumberedTiff(Layout):
     @staticmethod
     def _frame_size(path: Path) -> tuple[int, int]:
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(read_bytes(path)), formats=["TIFF"]) as image:
                 return image.size
-        except (OSError, SyntaxError, ValueError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # the decoders raise whatever a damaged file leads them to
             raise DataError(
                 "cannot read the image", where=path, got=type(error).__name__, remedy="download the file again"
             ) from error

@@ -60,9 +60,15 @@ def natural_key(name: str) -> list[str | int]:
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
+def printable(path: Path | str) -> str:
+    """A path as text that any file and terminal takes: control characters become `_`, undecodable bytes `?`."""
+    text = str(path).encode("utf-8", "replace").decode()
+    return "".join(character if character.isprintable() else "_" for character in text)
+
+
 def first_names(names: Iterable[str], count: int = 5) -> str:
     """How many names there are, and the first few of them."""
-    known = sorted(names, key=lambda name: (natural_key(name), name))
+    known = sorted(map(printable, names), key=lambda name: (natural_key(name), name))
     return f"{len(known)}: {', '.join(known[:count])}{', ...' if len(known) > count else ''}"
 
 
@@ -81,6 +87,19 @@ def _by_stem(files: list[Path], stem_of: Callable[[Path], str], where: Path) -> 
     return {stem_of(path): path for path in files}
 
 
+def _require_fit_names(dataset: str, files: list[Path], where: Path) -> None:
+    """Ids go to terminals, tables and pages: DataError for control characters, and where a spreadsheet would see a formula."""
+    if unfit := [name for name in (dataset, *(path.name for path in files)) if not name.isprintable()]:
+        raise DataError(
+            "names with control characters or of no known encoding", where=printable(where), got=first_names(map(ascii, unfit)),
+            remedy="rename them",
+        )  # fmt: skip
+    if dataset.startswith(("=", "+", "-", "@")):
+        raise DataError(
+            "the data set's name begins like a formula of a spreadsheet", where=where, got=dataset, remedy="rename the folder"
+        )
+
+
 def pair_by_stem(
     images: list[Path],
     masks: list[Path],
@@ -91,7 +110,9 @@ def pair_by_stem(
     image_stem: Callable[[Path], str] = lambda path: path.stem,
     mask_stem: Callable[[Path], str] = lambda path: path.stem,
 ) -> list[Pair]:
-    """Pairs by equal stem; DataError for no files at all, a frame without a mask, a mask without a frame, a stem met twice."""
+    """Pairs by equal stem; DataError for no files at all, a frame without a mask, a mask without a frame, a stem met twice,
+    or a name that is not fit for an id.
+    """
     if not images and not masks:
         raise DataError(
             "no images",
@@ -99,6 +120,7 @@ def pair_by_stem(
             got="no file with an image suffix",
             wanted=f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}",
         )
+    _require_fit_names(dataset, [*images, *masks], where)
     frames, labels = _by_stem(images, image_stem, where), _by_stem(masks, mask_stem, where)
     for what, wanted, lonely in (
         ("image without a mask", "a mask of the same stem", [frames[stem] for stem in sorted(frames.keys() - labels.keys())]),

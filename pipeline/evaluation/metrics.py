@@ -284,6 +284,7 @@ def _band(scores: Sequence[ImageScore], name: str, start: float, stop: float) ->
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` [n], from means over `_RESAMPLES` draws with replacement."""
-    draws = np.random.default_rng(_SEED).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    rng, n = np.random.default_rng(_SEED), len(values)
+    means = [values[rng.integers(n, size=n)].mean() for _ in range(_RESAMPLES)]  # one at a time: memory stays that of `values`
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

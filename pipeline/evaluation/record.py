@@ -14,12 +14,13 @@ results.* are made anew from the figures below evaluation/ each time, so the two
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyp_difom.cache.errors import RunError
 from polyp_difom.pipeline.data.pairing import Pair
@@ -29,10 +30,29 @@ from polyp_difom.pipeline.evaluation.scoring import ImageScore
 from polyp_difom.pipeline.evaluation.tables import csv_table, markdown
 from polyp_difom.pipeline.evaluation.targets import Target, open_target
 from polyp_difom.pipeline.files import write_csv, write_text
+from polyp_difom.pipeline.models.strangers import require_closed
 
 LEFT_OUT = "without-leaks"
 """Folder of the figures without leaked frames, below each protocol's."""
 RESULTS = ("results.csv", "results.json", "results.md")
+
+
+class ScoredFrame(NamedTuple):
+    """Where a frame was read from, and the digest of its image file: nothing else may be drawn on a page."""
+
+    image: Path
+    mask: Path
+    image_sha256: str
+
+    def is_unchanged(self) -> bool:
+        """Both files are there, and the image is what was scored."""
+        return self.image.is_file() and self.mask.is_file() and digest_of(self.image) == self.image_sha256
+
+
+def digest_of(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class EvaluationRecord:
@@ -51,9 +71,10 @@ class EvaluationRecord:
         """The record in a folder.
 
         Raises:
-            RunError: nothing was evaluated into this folder.
+            RunError: nothing was evaluated into this folder, or something in it leads out of it.
         """
         record = cls(path)
+        require_closed(record.folder)
         if not record._target_file.is_file():
             raise RunError(
                 "not evaluated", where=path, wanted="a run folder, or a folder that `polyp-difom evaluate -o` made",
@@ -142,14 +163,17 @@ class EvaluationRecord:
         """Likewise the figures without leaked frames, of those sets where leaks were looked for and found."""
         return {label: read_summary(path) for label, path in self.files(f"{protocol}/{LEFT_OUT}", "json")}
 
-    def frames(self) -> dict[str, tuple[Path, Path]]:
-        """(image, mask) of every scored frame by its id."""
+    def frames(self) -> dict[str, ScoredFrame]:
+        """Files of every scored frame by its id."""
         path = self.folder / "frames.csv"
         if not path.exists():
             return {}
         with path.open(newline="", encoding="utf-8") as file:
             try:
-                return {row["id"]: (Path(row["image"]), Path(row["mask"])) for row in csv.DictReader(file)}
+                return {
+                    row["id"]: ScoredFrame(Path(row["image"]), Path(row["mask"]), row.get("image_sha256") or "")
+                    for row in csv.DictReader(file)
+                }
             except (KeyError, TypeError) as error:
                 raise RunError("the list of scored frames is damaged", where=path, remedy="evaluate again") from error
 
@@ -166,9 +190,11 @@ class EvaluationRecord:
             "kind": target.kind, "path": _place(target.path), "name": target.name, "sha256": target.digest(),
             "header": target.header, "parameters": target.info.parameters if target.info else None,
         }  # fmt: skip
-        known = self.frames() | {pair.id: (pair.image.absolute(), pair.mask.absolute()) for pair in pairs}
-        rows = [{"id": name, "image": str(image), "mask": str(mask)} for name, (image, mask) in known.items()]
-        write_csv(self.folder / "frames.csv", ("id", "image", "mask"), rows)
+        known = self.frames() | {
+            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), digest_of(pair.image)) for pair in pairs
+        }
+        rows = [{"id": name, **frame._asdict()} for name, frame in known.items()]
+        write_csv(self.folder / "frames.csv", ("id", *ScoredFrame._fields), rows)
         write_text(self._target_file, json.dumps(about, indent=2))
 
     def write_set(self, split: str, summary: Summary, rows: Sequence[ImageScore]) -> None:

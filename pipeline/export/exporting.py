@@ -14,7 +14,7 @@ from polyp_difom.pipeline.export.describe import describe, figures_of
 from polyp_difom.pipeline.export.formats import FORMATS, Format, Job
 from polyp_difom.pipeline.export.frames import choose_frames
 from polyp_difom.pipeline.export.parity import Parity, compare, require
-from polyp_difom.pipeline.files import write_bytes
+from polyp_difom.pipeline.files import alone_in, contents, write_bytes
 from polyp_difom.pipeline.models.exported import Precision
 from polyp_difom.pipeline.models.hub import FILES
 from polyp_difom.pipeline.models.loading import kind_of, load_model
@@ -100,7 +100,10 @@ def export(
             original, load_model(trial, "cpu", trust=True), frames, precision, progress, embedded=embed_preprocessing
         )
         require(parity, target, precision)
-        files = _keep(built.write(kept, about.model_copy(update={"parity": parity.as_json()})), kept, target)
+        written = built.write(kept, about.model_copy(update={"parity": parity.as_json()}))
+        with alone_in(target.parent, target.name):
+            _target(target, kind, to, name, overwrite)  # another export may have been faster
+            files = _keep(written, kept, target)
     return Exported(target, to, precision, files, parity, built.remarks)
 
 
@@ -125,7 +128,7 @@ def _target(out: Path | None, kind: type[Format], to: str, name: str, overwrite:
     companions = [target.with_suffix(suffix) for suffix in kind.companions]
     taken = [path for path in (target, *companions) if path.exists()]
     if not taken or (overwrite and all(path.is_dir() == (kind.suffix == "") for path in taken)):
-        if target.is_dir() and not {entry.name for entry in target.iterdir()} <= set(FILES):
+        if target.is_dir() and not contents(target) <= set(FILES):
             raise RunError("will not overwrite what no export wrote", where=target, remedy="give another -o")
         return target
     raise RunError(
@@ -147,6 +150,9 @@ def _keep(written: list[Path], scratch: Path, target: Path) -> list[Path]:
     try:
         if len(places) > 1:
             places[-1].unlink(missing_ok=True)
+        if target.is_dir():
+            for stray in target.glob(".*.partial"):
+                stray.unlink()
         for path, place in zip(written, places, strict=True):
             write_bytes(place, path.read_bytes())
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from polyp_difom.pipeline.export.card import model_card
 from polyp_difom.pipeline.export.formats import FORMATS, Format, Job
@@ -25,7 +25,7 @@ class HubFolder(Format):
     def write(self, path: Path, about: Description) -> list[Path]:
         """See `Format.write`."""
         path.mkdir(exist_ok=True)
-        save_file(self.tensors, path / WEIGHTS, metadata={"format": "pt"})
+        (path / WEIGHTS).write_bytes(save(self.tensors, metadata={"format": "pt"}))
         (path / CARD).write_text(model_card(about), encoding="utf-8")
         (path / CONFIG).write_text(about.model_dump_json(indent=2), encoding="utf-8")
         return [path / WEIGHTS, path / CARD, path / CONFIG]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.pipeline.export.formats import FORMATS, Format, Job
 from polyp_difom.pipeline.export.onnx import to_onnx
 from polyp_difom.pipeline.models.exported import KEY, Description, needed
@@ -31,5 +32,8 @@ class OpenVinoFormat(Format):
     def write(self, path: Path, about: Description) -> list[Path]:
         """See `Format.write`."""
         self.model.set_rt_info(about.model_dump_json(), [KEY])
-        needed("openvino", "openvino").save_model(self.model, path, compress_to_fp16=self.half)
+        try:
+            needed("openvino", "openvino").save_model(self.model, path, compress_to_fp16=self.half)
+        except RuntimeError as error:  # OpenVINO's own for a full disk
+            raise RunError("cannot write", where=path, got=first_line(error), remedy="free some space") from error
         return [path.with_suffix(".bin"), path]

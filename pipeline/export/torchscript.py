@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class TorchScriptFormat(Format):
 
     def write(self, path: Path, about: Description) -> list[Path]:
         """See `Format.write`."""
+        whole = io.BytesIO()  # on a full disk, torch aborts the process
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch would rather have another format
-            torch.jit.save(self.network, str(path), _extra_files={KEY: about.model_dump_json()})
+            torch.jit.save(self.network, whole, _extra_files={KEY: about.model_dump_json()})
+        path.write_bytes(whole.getvalue())
         return [path]

@@ -22,6 +22,7 @@ from polyp_difom.cache.errors import MissingDependencyError, RunError, UsageErro
 from polyp_difom.pipeline.models.exported import Description
 from polyp_difom.pipeline.models.loading import kind_of
 from polyp_difom.pipeline.models.network import NetworkModel
+from polyp_difom.pipeline.models.strangers import require_closed, require_header
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
@@ -38,6 +39,7 @@ def load_hub_folder(path: Path, device: str = "auto", precision: str = "float32"
     for name, limit in LARGEST.items():
         if (size := (path / name).stat().st_size) > limit:
             raise RunError("the file is larger than any of ours", where=path / name, got=f"{size} bytes", wanted=f"<= {limit}")
+    require_header(path / WEIGHTS)
     try:
         text = (path / CONFIG).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,7 +66,9 @@ def from_pretrained(
         UsageError: neither a folder nor a name. RunError: not a hub folder. MissingDependencyError: the hub is out of reach.
     """
     folder = Path(name_or_folder)
-    if not folder.is_dir():
+    if folder.is_dir():
+        require_closed(folder)
+    else:
         folder = pulled(f"{name_or_folder}@{revision}" if revision else str(name_or_folder))
     if kind_of(folder) != "hub-folder":
         raise RunError(

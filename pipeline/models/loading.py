@@ -5,8 +5,9 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.pipeline.models.protocol import Model
+from polyp_difom.pipeline.models.strangers import require_closed
 
 KINDS = "a run folder, a .safetensors checkpoint, a hub folder, or an exported .onnx or .xml (OpenVINO) file"
 
@@ -27,7 +28,7 @@ def load_model(
         RunError: nothing there, nothing known, a pickle, or TorchScript that is not trusted. MissingDependencyError: the
         backend is not installed.
     """
-    if str(path).startswith("hf:"):
+    if is_pulled := str(path).startswith("hf:"):
         from polyp_difom.pipeline.models.hub import pulled
 
         path = pulled(str(path).removeprefix("hf:"))
@@ -40,6 +41,8 @@ def load_model(
     if kind == "hub-folder":
         from polyp_difom.pipeline.models.hub import load_hub_folder
 
+        if not is_pulled:  # what the hub's own store holds are links
+            require_closed(path)
         return load_hub_folder(path, device, precision)
     if kind == "onnx":
         from polyp_difom.pipeline.models.onnx import OnnxModel
@@ -82,8 +85,11 @@ def kind_of(path: Path) -> str:
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return "checkpoint"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, ValueError, OSError) as error:
+            raise RunError("not a model file, or a damaged one", where=path, got=first_line(error), wanted=KINDS) from error
         if any("/code/" in name for name in names):
             return "torchscript"
         if any(name.endswith("data.pkl") for name in names):

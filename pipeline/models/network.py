@@ -15,6 +15,7 @@ from polyp_difom.cache.errors import RunError, UsageError
 from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.header import checked
 from polyp_difom.pipeline.models.protocol import Model, ModelInfo
+from polyp_difom.pipeline.models.strangers import require_closed, require_header
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint
 from polyp_difom.pipeline.students.protocol import Student, build_student, parameter_count
 
@@ -89,9 +90,13 @@ def _require_fit(tensors: Mapping[str, Tensor], student: Student, name: str, pat
 
 def load_run(path: Path, device: str, precision: str) -> NetworkModel:
     """The best checkpoint of a run folder."""
-    return NetworkModel("run", path, *read_checkpoint(RunFolder.open(path).best), device, precision)
+    require_closed(path)
+    best = RunFolder.open(path).best
+    require_header(best)
+    return NetworkModel("run", path, *read_checkpoint(best), device, precision)
 
 
 def load_checkpoint(path: Path, device: str, precision: str) -> NetworkModel:
     """A checkpoint file, safetensors."""
+    require_header(path)
     return NetworkModel("checkpoint", path, *read_checkpoint(path), device, precision)

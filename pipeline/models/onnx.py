@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def described(path: Path) -> Description:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
         raise _unusable(path, error) from error
+    if elsewhere := next(_names_of_other_files(onnx, model), None):
+        raise RunError(
+            "the ONNX file takes weights from another file, which may be any", where=path, got=f"{elsewhere!r:.80}",
+            wanted="all weights in the file itself", remedy="ask its maker for one file",
+        )  # fmt: skip
     constants = {one.name for one in model.graph.initializer}
     inputs = [_port(onnx, one) for one in model.graph.input if one.name not in constants]
     text = {one.key: one.value for one in model.metadata_props}.get(KEY)
@@ -70,6 +76,18 @@ def described(path: Path) -> Description:
     if about.output.name not in [one.name for one in model.graph.output]:
         raise RunError("the ONNX file lacks the output that it describes", where=path, wanted=about.output.name)
     return about
+
+
+def _names_of_other_files(onnx: Any, message: Any) -> Iterator[str]:
+    """Of everything in a graph, and in the graphs within it, that lies outside the file."""
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            yield {entry.key: entry.value for entry in message.external_data}.get("location", "")
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else [value]:
+                yield from _names_of_other_files(onnx, part)
 
 
 def _port(onnx: Any, value: Any) -> tuple[str, str, list[int | str]]:

@@ -24,6 +24,10 @@ class OpenVinoModel(ExportedModel):
 
     def __init__(self, path: Path, threads: int | None = None):
         core = needed("openvino", "openvino").Core()
+        with path.open("rb") as file:
+            start = file.read(512)
+        if not start.lstrip().startswith((b"<?xml", b"<net")):  # else OpenVINO tries its readers of other formats
+            raise RunError("not an OpenVINO file", where=path, got=f"it begins with {start[:16]!r}", wanted="<?xml or <net")
         try:
             model = core.read_model(path)
         except Exception as error:

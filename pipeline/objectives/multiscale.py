@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.distributed import average
 from polyp_difom.pipeline.objectives.protocol import (
     OBJECTIVES,
     Key,
@@ -71,7 +72,7 @@ class MultiScale(Objective):
             parts |= {f"{name}/{what}": value for what, value in agreement(prediction, target).items()}
             if tap.role == "bottleneck":
                 for band, p, t in zip(("low", "high"), split_bands(prediction), split_bands(target), strict=True):
-                    bands.append((p - t).square().mean() / t.square().mean().clamp_min(1e-6))
+                    bands.append((p - t).square().mean() / average(t.square().mean()).clamp_min(1e-6))
                     parts |= {f"{name}/{band}/{what}": value for what, value in agreement(p, t).items()}
         distillation = torch.stack(distances).mean()
         if bands:

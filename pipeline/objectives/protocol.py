@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from polyp_difom.pipeline.distributed import moments
 from polyp_difom.pipeline.registry import Registry
 from polyp_difom.pipeline.students.protocol import Tap
 
@@ -80,7 +81,9 @@ class Objective(nn.Module):
         return False
 
     def forward(self, logits: Tensor, masks: Tensor, taps: Mapping[str, Tensor], targets: Targets, progress: float) -> Losses:
-        """Losses of a batch.
+        """Losses of a batch, as means over its frames: processes that share a batch average them.
+
+        What is no such mean (a ratio, a variance) takes its sums over all processes (see distributed.py).
 
         Args:
             logits: float32 [b, 1, s, s].
@@ -135,9 +138,12 @@ def head_name(tap: Tap, key: Key) -> str:
 
 
 def agreement(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """What a log must show of a pair of maps [b, c, h, w]: cosine, explained variance, and the target's own variance."""
+    """What a log must show of a pair of maps [b, c, h, w]: cosine, explained variance, and the target's own variance.
+
+    The variance is that of the whole batch; the rest are means over frames, also where several processes share the batch.
+    """
     with torch.no_grad():
-        variance = target.var(dim=(0, 2, 3)).mean()
+        variance = moments(target)[1].mean()
         residual = (target - prediction).square().mean()
         return {
             "cosine": cosine(prediction, target),

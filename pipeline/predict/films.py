@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from polyp_difom.cache.errors import DataError
-from polyp_difom.pipeline.predict.pictures import Found, Picture, Source, need, printable, refuse_giant
+from polyp_difom.pipeline.data.frames import refuse_giant
+from polyp_difom.pipeline.data.pairing import printable
+from polyp_difom.pipeline.predict.pictures import Found, Picture, Source, need
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+_OPENING = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,asf,flv,ogg,mxf",
+}
+"""Options of FFmpeg: playlists and the like, which name other files and addresses to read, are no films here."""
 _GUESSED_RATE = 25  # frames a second, where a film carries no clock at all
 _SLACK = 0.5  # seconds that a film may end before its announced end
 
@@ -67,6 +75,7 @@ class FilmSource(Source):
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS)}  # a film may change its size
             refuse_giant(stream.width, stream.height, self.path)
             step = 1 / float(stream.average_rate or _GUESSED_RATE)
             for index, frame in enumerate(_frames(container, stream, tally)):
@@ -122,7 +131,7 @@ def film(found: Found) -> FilmSource:
     import av
 
     # the explicit protocol: a colon in the name is part of the name
-    return FilmSource(found, lambda: av.open(f"file:{found.path.absolute()}"))
+    return FilmSource(found, lambda: av.open(f"file:{found.path.absolute()}", container_options=_OPENING))
 
 
 def film_in_memory(found: Found, read: Callable[[], bytes]) -> FilmSource:
@@ -130,7 +139,7 @@ def film_in_memory(found: Found, read: Callable[[], bytes]) -> FilmSource:
     need("av", "video")
     import av
 
-    return FilmSource(found, lambda: av.open(io.BytesIO(read()), "r"))
+    return FilmSource(found, lambda: av.open(io.BytesIO(read()), "r", container_options=_OPENING))
 
 
 def camera(device: str) -> FilmSource:

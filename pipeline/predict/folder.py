@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyp_difom.cache.errors import RunError, UsageError
-from polyp_difom.pipeline.files import write_text
+from polyp_difom.pipeline.files import contents, empty, write_text
 from polyp_difom.pipeline.predict.pictures import Source
 
 MARKER = "predict.json"
@@ -32,10 +31,10 @@ def refuse_to_lose(out: Path, overwrite: bool, texts: Sequence[str], sources: Se
         source.path.resolve().is_relative_to(place) for source in sources
     ):
         raise UsageError("outputs and inputs would lie in one folder", where=out, remedy="give another -o, beside the inputs")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not contents(out)):
         return
-    held = {entry.name for entry in out.iterdir()} if out.is_dir() else {out.name}
-    strangers = sorted(name for name in held - CONTENTS if not (name.startswith(".") and name.endswith(".partial")))
+    held = contents(out) if out.is_dir() else {out.name}
+    strangers = sorted(held - CONTENTS)
     if strangers or MARKER not in held:
         raise RunError(
             "will not write among files that no prediction wrote", where=out, got=(strangers or sorted(held))[0],
@@ -60,9 +59,7 @@ def start_afresh(out: Path, about: Mapping[str, Any]) -> None:
         RunError: the folder cannot be made or emptied.
     """
     try:
-        if out.exists():
-            shutil.rmtree(out)
-        out.mkdir(parents=True)
+        empty(out, last=MARKER)
     except OSError as error:
-        raise RunError("the output folder cannot be made", where=out, got=error.strerror, remedy="give another -o") from error
+        raise RunError("the folder cannot be emptied", where=out, got=error.strerror, remedy="give another -o") from error
     write_text(out / MARKER, json.dumps(about, indent=2, default=str))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 from collections import Counter
@@ -12,9 +13,11 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from polyp_difom.cache.errors import DataError, UsageError
+from polyp_difom.pipeline.data.frames import FORMATS
+from polyp_difom.pipeline.data.pairing import printable
 from polyp_difom.pipeline.predict.dicom import dicom
 from polyp_difom.pipeline.predict.films import camera, camera_name, film
-from polyp_difom.pipeline.predict.pictures import Found, Source, StillSource, printable
+from polyp_difom.pipeline.predict.pictures import Found, Source, StillSource
 from polyp_difom.pipeline.progress import Progress
 
 PICTURES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"])
@@ -23,6 +26,7 @@ FILMS = frozenset(
      ".ogv", ".vob", ".mxf"]
 )  # fmt: skip
 _WANTED = "a picture, a film, a DICOM file, a folder of pictures, a glob in quotes, or camera:0"
+_LONGEST_NAME = 180  # bytes, of the 255 that file systems take: room for suffixes, numbers and ".partial"
 _CAMERA = re.compile(r"camera:(\d+)|(/dev/video\d+)")
 _MAKERS: dict[str, Callable[[Found], Source]] = {"picture": StillSource, "film": film, "dicom": dicom}
 
@@ -60,9 +64,9 @@ def _listed(text: str, progress: Progress) -> list[tuple[Path, Path, str]]:
         return [(path, path.parent, kind)]
     if path.is_dir():
         paths, root, kinds = sorted(path.rglob("*")), path, {"picture", "dicom"}
-    elif matches := sorted(glob.glob(str(path), recursive=True)):
-        paths, kinds = [Path(match) for match in matches], {"picture", "dicom", "film"}
-        root = Path(os.path.commonpath([match.parent for match in paths]))
+    elif matches := _matches(path):
+        paths, kinds = matches, {"picture", "dicom", "film"}
+        root = Path(os.path.commonpath([os.path.abspath(match.parent) for match in paths]))
     else:
         raise DataError("no such input", where=printable(text), wanted=_WANTED)
     files = [path for path in paths if not path.name.startswith(".") and path.is_file()]
@@ -77,6 +81,16 @@ def _listed(text: str, progress: Progress) -> list[tuple[Path, Path, str]]:
     return chosen
 
 
+def _matches(pattern: Path) -> list[Path]:
+    """What a glob finds; "**" does not follow links, which may lead in circles."""
+    fixed = next((number for number, part in enumerate(pattern.parts) if glob.has_magic(part)), None)
+    if fixed is None:
+        return [pattern] if pattern.exists() else []
+    # only a part that is "**" goes into sub-folders; as the last one it stands for the files there
+    loose = [part if part == "**" else re.sub(r"\*+", "*", part) for part in pattern.parts[fixed:]]
+    return sorted(Path(*pattern.parts[:fixed]).glob("/".join([*loose, "*"] if loose[-1] == "**" else loose)))
+
+
 def kind_of(path: Path) -> str | None:
     """ "picture", "film" or "dicom", by suffix, else by content; None for anything else."""
     suffix = path.suffix.lower()
@@ -88,12 +102,12 @@ def kind_of(path: Path) -> str | None:
         with path.open("rb") as file:
             if suffix == ".dcm" or file.read(132)[128:] == b"DICM":
                 return "dicom"
-        with Image.open(path):
+        with Image.open(path, formats=FORMATS):
             return "picture"
-    except Image.DecompressionBombError:
-        return "picture"  # whose reader says what is wrong
     except (OSError, UnidentifiedImageError):
         return None
+    except Exception:  # a picture, too large or damaged: its reader says what is wrong
+        return "picture"
 
 
 def _named(entries: list[tuple[Path, Path]], used: set[str]) -> list[Found]:
@@ -101,13 +115,13 @@ def _named(entries: list[tuple[Path, Path]], used: set[str]) -> list[Found]:
 
     No name of `used` is given.
     """
-    files = [printable(path.relative_to(root).as_posix()) for path, root in entries]
-    stems = [os.path.splitext(file)[0] for file in files]
+    files = [printable(os.path.relpath(path, root)) for path, root in entries]  # a glob may hold ".."
+    stems = [_fitting(os.path.splitext(file)[0]) for file in files]
     # two names that differ in upper and lower case alone are one file on some disks
     twins, doubled = Counter(stem.casefold() for stem in stems), Counter(files)
     founds = []
     for (path, _), file, stem in zip(entries, files, stems, strict=True):
-        wanted = stem if twins[stem.casefold()] == 1 else file
+        wanted = stem if twins[stem.casefold()] == 1 else _fitting(file)
         name, number = wanted, 1
         while name.casefold() in used:
             number += 1
@@ -115,3 +129,13 @@ def _named(entries: list[tuple[Path, Path]], used: set[str]) -> list[Found]:
         used.add(name.casefold())
         founds.append(Found(path, file if doubled[file] == 1 else printable(path), name))
     return founds
+
+
+def _fitting(name: str) -> str:
+    """The same path, each part short enough for a file system once suffixes are added; a digest stands for what is cut off."""
+    parts = [
+        part if len(part.encode()) <= _LONGEST_NAME
+        else part.encode()[:_LONGEST_NAME - 9].decode(errors="ignore") + "-" + hashlib.sha256(part.encode()).hexdigest()[:8]
+        for part in name.split("/")
+    ]  # fmt: skip
+    return "/".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -98,7 +99,8 @@ class PartialText:
             self._file.close()
             self._partial.replace(self._path)
         except OSError as error:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._partial.unlink()
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> RunError:
@@ -121,7 +123,7 @@ class Table(Output):
         picture, probability, mask = prediction.picture, prediction.probability, prediction.mask
         self._row(
             (
-                picture.name, picture.source,
+                _as_text(picture.name), _as_text(picture.source),
                 "" if picture.index is None else picture.index,
                 f"{picture.seconds:.3f}" if picture.film else "",
                 mask.shape[1], mask.shape[0], f"{mask.mean():.6f}", len(prediction.regions),
@@ -205,6 +207,11 @@ class Overlays(Output):
         if self._film is not None:
             self._film.close()
             self._film = None
+
+
+def _as_text(path: str) -> str:
+    """The same path, so that no spreadsheet takes it for a formula."""
+    return f"./{path}" if path.startswith(("=", "+", "-", "@")) else path
 
 
 def _16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -6,6 +6,7 @@ Shapes: h w the film's size. Needs the extra `video` (PyAV).
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -90,7 +91,8 @@ class FilmWriter:
             self._container.close()
             self._partial.replace(self._path)
         except (av.error.FFmpegError, OSError) as error:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._partial.unlink()
             raise self._refused(error) from error
 
     def _begin(self, width: int, height: int) -> VideoStream:

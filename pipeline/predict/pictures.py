@@ -5,7 +5,6 @@ Shapes: h w a picture's own size.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from polyp_difom.cache.errors import DataError, MissingDependencyError
-from polyp_difom.pipeline.data.frames import DECODE_ERRORS, as_rgb, read_image
+from polyp_difom.cache.errors import DataError, MissingDependencyError, first_line
+from polyp_difom.pipeline.data.frames import as_rgb, loaded, read_image
+from polyp_difom.pipeline.data.pairing import printable
+
+_LONGEST_SUFFIX = 16  # characters; a longer one is no file format's
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Found:
     def inner(self) -> str:
         """Folder for the outputs of pages and frames; keeps the suffix, so that no other file's outputs can lie there."""
         suffix = printable(self.path.suffix)
-        return self.name if self.name.endswith(suffix) else self.name + suffix
+        return self.name if self.name.endswith(suffix) else f"{self.name}{suffix[:_LONGEST_SUFFIX]}"
 
 
 class Source(ABC):
@@ -98,42 +100,24 @@ class StillSource(Source):
 def _tiff_pages(path: Path) -> int:
     """Pages of a TIFF; 1 for every other file, `read_image` says what is wrong with that."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["TIFF"]) as image:
+        with Image.open(path, formats=["TIFF"]) as image:
             return getattr(image, "n_frames", 1)
-    except DECODE_ERRORS:
+    except Exception:  # the decoder raises whatever a damaged file leads it to
         return 1
 
 
 def _read_page(path: Path, page: int) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["TIFF"]) as image:
             image.seek(page)
-            refuse_giant(image.width, image.height, path)
-            image.load()
-            return np.array(as_rgb(ImageOps.exif_transpose(image), path))
+            return np.array(as_rgb(loaded(image, path), path))
     except DataError:
         raise
-    except DECODE_ERRORS as error:
+    except Exception as error:  # as above
         raise DataError(
-            f"cannot decode page {page}", where=path, got=str(error) or type(error).__name__,
+            f"cannot decode page {page}", where=path, got=first_line(error),
             remedy="replace the file by an intact copy; the pages before are done",
         ) from error  # fmt: skip
-
-
-def refuse_giant(width: int, height: int, path: Path) -> None:
-    """Raise DataError before the pixels of a picture too large to be a frame are decoded."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise DataError(
-            "the image is too large to be a frame", where=path, got=f"{width * height} pixels", wanted=f"at most {limit}",
-            remedy="shrink it",
-        )  # fmt: skip
-
-
-def printable(path: Path | str) -> str:
-    """A path as text that any file and terminal takes: control characters become `_`, undecodable bytes `?`."""
-    text = str(path).encode("utf-8", "replace").decode()
-    return "".join(character if character.isprintable() else "_" for character in text)
 
 
 def need(module: str, extra: str) -> None:

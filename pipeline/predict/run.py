@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from polyp_difom.cache.errors import DataError, RunError, UsageError
 from polyp_difom.pipeline.data.frames import VIEWS, flip_axes
+from polyp_difom.pipeline.files import alone_in
 from polyp_difom.pipeline.models.protocol import Model
 from polyp_difom.pipeline.predict.clock import Clock
 from polyp_difom.pipeline.predict.folder import start_afresh
@@ -108,18 +109,22 @@ def predict(
     config.require_outputs()
     progress = progress or Progress()
     info = model.info
-    start_afresh(
-        out,
-        {"polyp_difom": version("polyp-difom"), "model": info.path, "kind": info.kind, "frame_size": info.frame_size,
-         "device": info.device, "settings": config.model_dump(), "header": info.header},
-    )  # fmt: skip
-    model.probability(np.zeros((info.frame_size, info.frame_size, 3), np.uint8))  # the first call is slow: not in the figures
+    about = {
+        "polyp_difom": version("polyp-difom"), "model": info.path, "kind": info.kind, "frame_size": info.frame_size,
+        "device": info.device, "settings": config.model_dump(), "header": info.header,
+    }  # fmt: skip
     failures: list[DataError] = []
     clock, with_lesion = Clock(), 0
     total = sum(source.count(config.every) for source in sources)
     batch_size = config.batch_size or (8 if info.device.startswith("cuda") else 1)
     # the table first, so that it is closed last and holds a row for everything that others hold
-    with ExitStack() as open_outputs, progress.task("predicting", min(total, config.limit or total)) as advance:
+    with (
+        alone_in(out),
+        ExitStack() as open_outputs,
+        progress.task("predicting", min(total, config.limit or total)) as advance,
+    ):
+        start_afresh(out, about)
+        model.probability(np.zeros((info.frame_size, info.frame_size, 3), np.uint8))  # the first is slow: not in the figures
         outputs = _Outputs(out, clock, info.name, config, open_outputs)
         stream = islice(clock.timed("decode", _pictures(sources, config.every, failures)), config.limit)
         while batch := list(islice(stream, batch_size)):

@@ -33,12 +33,12 @@ PICTURES = 6
 """Frames shown for each data set: worst, middle and best."""
 
 RECIPE = (
-    *("student", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine"),
+    *("student", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine", "views"),
     *("precision", "frame_size", "signature"),
 )
 """What a control must share with the run that it is the control of."""
 
-_TEACHING = ("objective", "teachers", "distill_weight")
+_TEACHING = ("objective", "teachers", "scales", "channels", "distill_weight")
 """What shapes a taught run beyond its control's recipe."""
 
 
@@ -218,12 +218,13 @@ def _gallery(
     for label, rows in entry.scores.items() if target else ():
         theirs = {row.id: row.dice for row in rival.scores.get(label, [])} if rival and control else {}
         for score in ends_and_middle([row for row in rows if row.id in known], PICTURES):
-            if gone := [path for path in known[score.id] if not path.is_file()]:
-                progress.say(f"no picture of {score.id}: {gone[0]} is gone since {entry.record.path} was evaluated")
+            frame = known[score.id]
+            if not frame.is_unchanged():
+                progress.say(f"no picture of {score.id}: its files are gone or changed since {entry.record.path} was evaluated")
                 continue
             beside = f" (left); control {theirs[score.id]:.3f} (right)" if score.id in theirs else ""
             models = [model for model in (target, control if beside else None) if model is not None]
-            picture = _side_by_side(Pair(score.id, *known[score.id], score.dataset), models)
+            picture = _side_by_side(Pair(score.id, frame.image, frame.mask, score.dataset), models)
             items.append(GalleryItem(f"{score.id}: Dice {score.dice:.3f}{beside}", picture))
     return items
 

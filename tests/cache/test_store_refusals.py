@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def test_another_signature_is_refused_and_the_differing_keys_named(toy: Any, sto
 
 def test_other_software_versions_resume_the_same_store(toy: Any, store: FeatureStore) -> None:
     assert toy.create(store.location.text, software={"zarr": "99"}).is_complete
+
+
+def test_a_folder_that_a_writer_removes_meanwhile_does_not_hinder_opening(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims, scandir = Path(store.location.text) / ".claims", os.scandir
+    claims.mkdir()
+
+    def late(path: str) -> object:
+        if Path(path) == claims:
+            claims.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert FeatureStore.open(store.location.text).is_complete
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "foreign zarr", "zarr array", "folder at url"])

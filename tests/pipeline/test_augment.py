@@ -92,7 +92,7 @@ def test_what_lies_outside_is_mirrored_in() -> None:
 def test_colour_stays_within_range_and_shape() -> None:
     frames = torch.rand(16, 3, 8, 8)
     before = frames.clone()
-    out = augment.jitter_colour(frames, generator())
+    out = augment.jitter_colour(frames, augment.draw_colour(generator(), len(frames)))
     assert out.shape == frames.shape
     assert out.min() >= 0
     assert out.max() <= 1
@@ -102,15 +102,14 @@ def test_colour_stays_within_range_and_shape() -> None:
 def test_colour_differs_between_frames_and_moves_no_pixel() -> None:
     frames = torch.full((4, 3, 8, 8), 0.5)
     frames[..., :4] = 0.4
-    out = augment.jitter_colour(frames, generator())
+    out = augment.jitter_colour(frames, augment.draw_colour(generator(), len(frames)))
     assert all(torch.equal(row[..., :4], row[..., :1].expand(3, 8, 4)) for row in out)
     assert all((row[..., 7] > row[..., 0]).all() for row in out)
     assert len({round(row.mean().item(), 4) for row in out}) == 4
 
 
 def test_the_same_generator_state_gives_the_same_output() -> None:
-    frames = torch.rand(4, 3, 8, 8)
-    for draw in (lambda g: augment.draw_affine(g, 8), lambda g: augment.jitter_colour(frames, g)):
+    for draw in (lambda g: augment.draw_affine(g, 8), lambda g: augment.draw_colour(g, 8)):
         torch.manual_seed(1)
         first = draw(generator(5))
         torch.manual_seed(2)

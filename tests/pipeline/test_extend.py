@@ -18,6 +18,7 @@ from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.extend import ExtendConfig, extend
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
+from polyp_difom.pipeline.repair import repair
 
 Extracting = Callable[..., ExtractConfig]
 OLD, NEW = "dinov2:small", "dinov2:base"
@@ -64,10 +65,12 @@ def test_an_added_teacher_makes_the_store_that_both_at_once_would_have_made(
     both = extract(extracting(
         frames, tmp_path / "both.zarr", scales=("s8", "s16"), teachers=(OLD, NEW), weights={OLD: str(tiny_teacher), NEW: str(second)},
     ))  # fmt: skip
-    assert changed(before, place) == ["zarr.json"]
+    assert changed(before, place) == ["metadata.copy.json", "zarr.json"]
     assert extended.manifest.signature() == both.manifest.signature()
     found = files(place)
-    assert [name for name, data in files(tmp_path / "both.zarr").items() if found.get(name) != data] == ["zarr.json"]
+    apart = [name for name, data in files(tmp_path / "both.zarr").items() if found.get(name) != data]
+    records = "ledger/crc32c/"  # an extension has its own
+    assert [name for name in apart if not name.startswith(records)] == ["metadata.copy.json", "zarr.json"]
     assert extended.verify() == []
     assert extended.is_complete
 
@@ -75,7 +78,7 @@ def test_an_added_teacher_makes_the_store_that_both_at_once_would_have_made(
 def test_an_added_scale_is_in_the_basis_that_the_store_has(place: Path, tiny_teacher: Path) -> None:
     before = files(place)
     extended = extend(adding(place, scales=("s4", "s32"), weights={OLD: str(tiny_teacher)}))
-    assert changed(before, place) == ["zarr.json"]
+    assert changed(before, place) == ["metadata.copy.json", "zarr.json"]
     assert extended.manifest.scales == {"s4": 16, "s8": 8, "s16": 4, "s32": 2}
     fine, stored = (extended.read(f"teachers/dinov2-small/{scale}/embedding").astype(float) for scale in ("s4", "s8"))
     n, v, c = fine.shape[:3]
@@ -87,6 +90,23 @@ def test_an_added_scale_is_in_the_basis_that_the_store_has(place: Path, tiny_tea
         maps = extended.read(schema.embedding_key(OLD, scale))[[s == "train" for s in extended.samples.split], 0].astype(float)
         assert maps.var((0, 2, 3)).mean() == pytest.approx(record[1]["variances"][scale], rel=0.05)
     assert extended.verify() == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_lost_frames_of_an_extended_store_come_back_by_plain_extract(
+    dtype: str, frames: Path, extracting: Extracting, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MOST_SAMPLES_PER_SHARD", 8)
+    place = tmp_path / "s.zarr"
+    extract(extracting(frames, place, scales=("s8", "s16"), dtype=dtype))
+    extended = extend(adding(place, scales=("s4",), weights={OLD: str(tiny_teacher)}))
+    before = files(place)
+    (place / extended.sharded(schema.IMAGE).file(1)).unlink()
+    assert repair(str(place), extended.verify(), weights={OLD: str(tiny_teacher)}, device="cpu").pending == [1]
+    monkeypatch.setattr(schema, "MOST_SAMPLES_PER_SHARD", 4)  # as a finer scale's larger arrays ask for
+    extract(extracting(frames, place, scales=("s4", "s8", "s16"), dtype=dtype))
+    assert changed(before, place) == []
+    assert FeatureStore.open(place).verify() == []
 
 
 @pytest.mark.parametrize("after", [0, 3, 9, 20, 28])
@@ -126,7 +146,8 @@ def test_a_kill_leaves_the_old_store_and_the_same_command_ends_at_the_same_bytes
 def test_finished_shards_of_a_killed_extension_are_not_made_again(
     place: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, written = FeatureStore.write_shard, []
+    real = FeatureStore.write_shard
+    written: list[int] = []
 
     def dying(self: FeatureStore, number: int, *rest: Any) -> None:
         if len(written) == 2:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import CacheError, DataError, UsageError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline import augment, feed, schema, spectra
+from polyp_difom.pipeline import augment, feed, schema, shelf, spectra
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import Needs
+from polyp_difom.pipeline.ondisk import OnDisk
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.subset import choose_subset
 
 CPU = torch.device("cpu")
 TEACHER = "toy:a"
@@ -44,7 +46,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 @pytest.fixture
 def plain_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves colours alone, so that frames can be compared with their maps."""
-    monkeypatch.setattr(augment, "jitter_colour", lambda frames, generator: frames)
+    monkeypatch.setattr(augment, "jitter_colour", lambda frames, colour: frames)
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -202,3 +204,48 @@ def test_a_store_without_its_basis_is_refused(make_store: StoreMaker) -> None:
     shutil.rmtree(store.location.path / schema.basis_group(TEACHER))
     with pytest.raises(CacheError, match="basis of teacher 'toy:a' is missing"):
         target_specs(FeatureStore.open(store.location.path), (TEACHER,))
+
+
+@pytest.mark.parametrize("needs", [MAPS, SPECTRA, Needs(maps=True, shuffled=True)])
+def test_a_store_that_memory_does_not_hold_is_read_batch_by_batch_with_the_same_values(
+    make_store: StoreMaker, monkeypatch: pytest.MonkeyPatch, needs: Needs
+) -> None:
+    store = make_store()
+    held = tensors(list(make_feed(store, needs).epoch(0, 4, seed=7, affine=needs.maps)))
+    monkeypatch.setattr(shelf, "free_memory", lambda device: 1)
+    on_disk = make_feed(store, needs)
+    assert isinstance(on_disk.images, OnDisk)
+    read = tensors(list(on_disk.epoch(0, 4, seed=7, affine=needs.maps)))
+    assert all(torch.equal(a, b) for a, b in zip(held, read, strict=True))
+    assert len(read) == 2 * 4
+    plain = make_feed(store, Needs(), "val")
+    assert [len(batch.frames) for batch in plain.plain(2)] == [2]
+
+
+def test_fewer_channels_of_a_store_on_disk_are_those_of_one_in_memory(
+    make_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    subset = choose_subset(store, (TEACHER,), channels=2, views=2)
+
+    def batches() -> list[Tensor]:
+        narrow = Feed(store, "train", KEYS, MAPS, CPU, 0, Shelf(store, CPU, Progress()), subset)
+        return tensors(list(narrow.epoch(0, 4, seed=7, affine=False)))
+
+    held = batches()
+    monkeypatch.setattr(shelf, "free_memory", lambda device: 1)
+    for a, b in zip(held, batches(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+    assert held[2].shape[1] == 2
+
+
+def test_more_views_than_were_read_before_come_from_disk_where_memory_has_run_out(
+    make_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    key, index = schema.embedding_key(*KEYS[0]), (torch.tensor([0, 1]), torch.tensor([1, 1]))
+    wanted = Shelf(store, CPU, Progress()).take("train", [key])[key][index]
+    filled = Shelf(store, CPU, Progress())
+    filled.take("train", [key], views=1)
+    monkeypatch.setattr(shelf, "free_memory", lambda device: 1)
+    assert torch.equal(filled.take("train", [key], views=2)[key][index], wanted)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline import schema
+from polyp_difom.pipeline import schema, workers
 from polyp_difom.pipeline.costs import break_even, cost_line
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
@@ -152,12 +152,27 @@ def test_parts_come_from_options_or_from_the_environment(frames: Path, extractin
     for wrong in ({"part_id": 1}, {"num_parts": 2}, {"part_id": 2, "num_parts": 2}):
         with pytest.raises(UsageError):
             part_of(plain.model_copy(update=wrong), {})
+    with pytest.raises(UsageError, match="no numbers"):
+        part_of(plain, {"RANK": "first", "WORLD_SIZE": "4"})
 
 
-def test_several_parts_at_a_url_are_refused(frames: Path, extracting: Extracting, tmp_path: Path) -> None:
+def test_ranks_that_would_help_one_another_are_refused_at_a_url(
+    frames: Path, extracting: Extracting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     url = f"memory://{tmp_path.name}/s.zarr"
-    with pytest.raises(UsageError, match="one worker"):
-        extract(extracting(frames, Path("x")).model_copy(update={"cache": url, "part_id": 0, "num_parts": 2}))
+    with pytest.raises(UsageError, match="cannot help one another at a URL"):
+        extract(extracting(frames, Path("x")).model_copy(update={"cache": url}))
+
+
+def test_a_part_at_a_url_does_not_wait_for_ever_for_part_0(
+    frames: Path, extracting: Extracting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "SETUP_SECONDS", 0.0)
+    config = extracting(frames, Path("x"), part_id=1, num_parts=2)
+    with pytest.raises(CacheError, match="part 0, which sets the store up"):
+        extract(config.model_copy(update={"cache": f"memory://{tmp_path.name}/w.zarr"}))
 
 
 class Listening(Progress):

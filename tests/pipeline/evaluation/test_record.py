@@ -36,7 +36,7 @@ def test_a_record_gives_back_what_was_scored(run: Path, frames: Path) -> None:
     assert record.scores("per-image") == {"synthetic (all)": result.scores}
     assert record.summaries("per-image") == {"synthetic (all)": result.summaries[0]}
     assert record.without_leaks("per-image") == {}
-    assert record.frames()["synthetic/0003"] == (frames / "images/0003.jpg", frames / "masks/0003.png")
+    assert record.frames()["synthetic/0003"][:2] == (frames / "images/0003.jpg", frames / "masks/0003.png")
     about = record.about()
     assert (about["kind"], about["name"], about["header"]["student"]) == ("run", "run", "unet:4")
     assert about["parameters"] > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -195,4 +196,26 @@ def test_a_report_of_frames_that_are_gone_has_no_pictures_and_says_why(
     (report,) = compare([tmp_path / "run"], progress=heard)
     assert report.summaries
     assert report.gallery == []
-    assert "is gone" in heard.lines[0]
+    assert "gone or changed" in heard.lines[0]
+
+
+def test_a_strangers_record_cannot_put_other_pictures_of_this_machine_on_a_page(
+    runs: dict[str, Path], tmp_path: Path, repaint: Callable[[Path, int], None]
+) -> None:
+    run = Path(shutil.copytree(runs["taught"], tmp_path / "run"))
+    table = run / "evaluation/frames.csv"
+    row = next(csv.DictReader(table.open(newline="")))
+    private = Path(shutil.copy(row["image"], tmp_path / "private.jpg"))
+    repaint(private, 1)
+    table.write_text(table.read_text().replace(row["image"], str(private)))
+    heard = Heard()
+    (report,) = compare([run], progress=heard)
+    assert any(row["id"] in line and "gone or changed" in line for line in heard.lines)
+    assert not any(item.caption.startswith(row["id"]) for item in report.gallery)
+
+
+def test_a_record_with_a_link_that_leads_out_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs["taught"], tmp_path / "run"))
+    (run / "evaluation/notes").symlink_to("/etc")
+    with pytest.raises(RunError, match="leads out"):
+        compare([run])

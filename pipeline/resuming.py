@@ -1,0 +1,93 @@
+"""Checkpoints of a training: the student alone, and all that the next epoch depends on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyp_difom.cache.errors import RunError
+from polyp_difom.pipeline.distributed import leads
+from polyp_difom.pipeline.files import contents
+from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    from polyp_difom.pipeline.distill import Trainer
+
+
+def write_student(trainer: Trainer, path: Path) -> None:
+    """The student alone, with what it is and what it learned from."""
+    manifest = trainer.store.manifest
+    header = {**trainer.resolved, "frame_size": manifest.frame_size, "split": manifest.split.model_dump()}
+    header |= {"epoch": trainer.epoch, "val_dice": trainer.best, "provenance": _provenance(trainer)}
+    write_checkpoint(path, trainer.student.state_dict(), header)
+
+
+def _provenance(trainer: Trainer) -> dict[str, Any]:
+    """What the student learned from: data sets, and teachers with licence and what is known of their training data."""
+    manifest = trainer.store.manifest
+    kept = {"name", "weights_digest", "licence", "contamination"}
+    return {
+        "datasets": [entry.model_dump() for entry in manifest.datasets],
+        "teachers": [entry.model_dump(include=kept) for entry in manifest.teachers if entry.name in trainer.teachers],
+        "encoder_weights": trainer.pretraining,
+    }
+
+
+def save(trainer: Trainer, run: RunFolder) -> None:
+    """Everything that the next epoch depends on: student, heads, optimiser."""
+    tensors = {f"student.{name}": value for name, value in trainer.student.state_dict().items()}
+    tensors |= {f"objective.{name}": value for name, value in trainer.objective.state_dict().items()}
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    header = {"epoch": trainer.epoch, "best": trainer.best, "first_variance": trainer.first_variance}
+    header["config"] = trainer.resolved
+    write_checkpoint(run.resume_state, tensors, header)
+
+
+def require_resumable(run: RunFolder) -> None:
+    """Raise RunError for a run that is finished, or that was ended before there was anything to go on with."""
+    if run.resume_state.is_file():
+        return
+    finished = run.last.is_file()
+    afresh = "give --overwrite in place of --resume" if run.path.is_dir() and contents(run.path) else "leave --resume away"
+    raise RunError(
+        "the run is finished already" if finished else "nothing to resume", where=run.path,
+        wanted=None if finished else "a run that was interrupted",
+        remedy=f"polyp-difom evaluate {run.path} --data DIR" if finished else afresh,
+    )  # fmt: skip
+
+
+def load(trainer: Trainer, run: RunFolder) -> None:
+    """Go on where `save` left off.
+
+    Raises:
+        RunError: the run was made with another configuration.
+    """
+    tensors, header = read_checkpoint(run.resume_state)
+    resolved, began_with = trainer.resolved, header["config"]
+    if differing := {key for key in resolved.keys() & began_with if resolved[key] != began_with[key]} - {"cache"}:
+        key = sorted(differing)[0]
+        raise RunError(
+            "the run was started with other settings", where=run.path,
+            got=f"{key} = {began_with[key]} when it was started, {resolved[key]} now",
+            wanted="the same settings", remedy=f"polyp-difom distill --resume -o {run.path}",
+        )  # fmt: skip
+    parts: dict[str, dict[str, Tensor]] = {"student": {}, "objective": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    trainer.student.load_state_dict(parts["student"])
+    trainer.objective.load_state_dict(parts["objective"])
+    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in parts["optimizer"].items():
+        number, _, what = name.partition(".")
+        is_map = value.ndim == 4  # AdamW fuses its kernels only where moments lie like their parameters
+        state[int(number)][what] = value.contiguous(memory_format=torch.channels_last) if is_map else value
+    trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": dict(state)})
+    trainer.epoch, trainer.best, trainer.first_variance = header["epoch"], header["best"], header["first_variance"]
+    if leads():
+        run.truncate_history(trainer.epoch)

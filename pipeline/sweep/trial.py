@@ -1,0 +1,83 @@
+"""One trial from its record to its run folder: begun, resumed, or found to be over already."""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+
+from polyp_difom.cache.errors import CacheError, PolypDifomError
+from polyp_difom.pipeline.distill import DistillConfig, Watch, distill
+from polyp_difom.pipeline.runs import RunFolder
+from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.sweep.folder import Record, SweepConfig, SweepFolder, begun, same_settings
+from polyp_difom.pipeline.sweep.space import Trial
+
+MOST_DEATHS = 3
+"""A trial whose process died this often after the same epoch is given up."""
+_MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+class Pruned(Exception):
+    """Raised by a watcher: the trial does badly enough to be ended."""
+
+
+def run_trial(
+    folder: SweepFolder, sweep: SweepConfig, trial: Trial, shelf: Shelf | None = None, watch: Watch | None = None
+) -> Record:
+    """Trains one student in its own run folder, from its last epoch where there is one, and returns its ended record.
+
+    What is wrong with the trial itself makes it fail; what is wrong with store or disk would stop every other one too.
+
+    Raises:
+        CacheError: the store is gone, damaged, or another one now. RunError, OSError: the disk is full or refuses.
+    """
+    run, before = folder.run(trial), folder.record(trial.number)
+    record = begun(trial, before, len(run.history()))
+    if twin := same_settings(folder.records(), trial):
+        return record.model_copy(update={"state": "finished", "same_as": twin.number})
+    if record.starts[-MOST_DEATHS - 1 :].count(record.starts[-1]) > MOST_DEATHS:
+        died = f"its process died {MOST_DEATHS} times after epoch {record.starts[-1]}"
+        return record.model_copy(update={"state": "failed", "error": died})
+    student = trial.settings.get("student", DistillConfig.model_fields["student"].default)
+    if misfit := folder.facts().get(student, {}).get("error"):
+        return record.model_copy(update={"state": "failed", "error": misfit})
+    folder.write(record)
+    began = time.perf_counter()
+    state, error = _outcome(run, sweep, trial, shelf, watch)
+    seconds = record.seconds + time.perf_counter() - began
+    return record.model_copy(update={"state": state, "error": error, "seconds": round(seconds, 3)})
+
+
+def _outcome(
+    run: RunFolder, sweep: SweepConfig, trial: Trial, shelf: Shelf | None, watch: Watch | None
+) -> tuple[str, str | None]:
+    """(state, error) of a trial that was trained as far as it goes."""
+    resume = run.resume_state.is_file()
+    if run.last.is_file() and not resume:
+        return "finished", None
+    try:
+        config = trial.config(sweep.cache, device=sweep.device, threads=sweep.threads, signature=sweep.signature)
+        distill(config, run.path, resume=resume, overwrite=not resume and run.path.exists(), shelf=shelf, watch=watch)
+    except Pruned:
+        return "pruned", None
+    except CacheError:
+        raise
+    except PolypDifomError as error:
+        if is_fault_of_machine(error):
+            raise
+        return "failed", error.message
+    except Exception as error:
+        if is_fault_of_machine(error):
+            raise
+        return "failed", traceback.format_exc()
+    return "finished", None
+
+
+def is_fault_of_machine(error: BaseException | None) -> bool:
+    """The disk is full, read-only or broken, which no other trial would survive either."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+            return True
+        error = error.__cause__
+    return False

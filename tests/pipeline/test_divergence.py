@@ -1,0 +1,64 @@
+"""A training that goes wrong stops, names where, and keeps what was good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.distill import DistillConfig, Trainer, distill
+
+Distilling = Callable[..., DistillConfig]
+
+
+def test_a_loss_that_is_not_finite_names_step_and_frames_and_keeps_the_last_whole_epoch(
+    distilling: Distilling, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, int] = {}
+    real = Trainer._train_epoch
+
+    def poisoned(self, advance):
+        if self.epoch == 1:
+            for maps in self.train.maps.values():
+                maps[7] = torch.nan
+            batches = self.train.rows(1, 4, 0)
+            seen["step"] = next(number for number, rows in enumerate(batches, start=1) if 7 in rows)
+            seen["of"] = len(batches)
+        return real(self, advance)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", poisoned)
+    with pytest.raises(RunError, match="diverged") as caught:
+        distill(distilling(), tmp_path / "run")
+    train = [name for name, split in zip(store.samples.ids, store.samples.split, strict=True) if split == "train"]
+    named = str(caught.value.details["got"])
+    assert caught.value.details["where"] == f"epoch 2, step {seen['step']} of {seen['of']}"
+    assert train[7] in named
+    assert named.count("synthetic/") == 4
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 1
+    monkeypatch.setattr(Trainer, "_train_epoch", real)
+    distill(distilling(), tmp_path / "run", resume=True)
+    distill(distilling(), tmp_path / "sound")
+    last = "checkpoints/last.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "sound" / last).read_bytes()
+
+
+def test_a_step_that_runs_out_of_memory_says_how_many_frames_it_had(
+    distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_step", lambda self, batch, step: torch.empty(1 << 52))
+    with pytest.raises(RunError, match="out of memory") as caught:
+        distill(distilling(), tmp_path / "run")
+    assert "4 frames at once" in str(caught.value.details["where"])
+    assert "--batch-size" in str(caught.value.details["next"])
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
+    distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_step", lambda self, batch, step: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        distill(distilling(), tmp_path / "run")
