@@ -94,7 +94,11 @@ def _rows(store: FeatureStore, key: str) -> tuple[dict[int, NDArray[Any]], dict[
     try:
         return dict(enumerate(read_small(store.root, key, store.location)[0])), {}
     except CacheError:
-        array = store.root.get(key)
+        pass
+    try:
+        array = store.root[key]
+    except Exception as error:  # zarr raises whatever damaged metadata lead it to
+        return {}, dict.fromkeys(range(len(store.shards)), first_line(error))
     good: dict[int, NDArray[Any]] = {}
     faults: dict[int, str] = {}
     for shard in range(len(store.shards)):
@@ -118,8 +122,8 @@ def _layout_fault(store: FeatureStore, key: str) -> str | None:
     )
     try:
         array = store.root[key]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        return f"zarr.json is missing or damaged: {error}"
+    except Exception as error:  # likewise
+        return f"zarr.json is missing or damaged: {first_line(error)}"
     found = (array.shape, array.dtype.name, array.shards, array.chunks) if isinstance(array, zarr.Array) else "a group"
     return None if found == wanted else f"zarr.json says {found}, the manifest {wanted}"
 

@@ -48,6 +48,7 @@ def sweep(
     stage_dir: options.StageDir = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder; default sweeps/<store>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep: finished trials stay, others go on.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: failed trials go on too.")] = False,
     join: Annotated[bool, typer.Option("--join", help="Help a sweep, from any machine, or begin it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing sweep.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list trials, with predicted minutes and bytes.")] = False,
@@ -78,6 +79,7 @@ def sweep(
     terminal = Terminal(quiet)
     with _live(folder, terminal) as look:
         how: dict[str, Any] = {"resume": resume, "join": join, "overwrite": overwrite, "look": look}
+        how["retry_failed"] = retry_failed
         if engine == "ray":
             from polyp_difom.pipeline.engines.ray_sweep import sweep_on_ray
 

@@ -47,6 +47,7 @@ def sweep_on_ray(
     resume: bool = False,
     join: bool = False,
     overwrite: bool = False,
+    retry_failed: bool = False,
     look: Look = lambda: None,
 ) -> SweepFolder:
     """`sweep` on a Ray cluster: the same folder, the same weights.
@@ -64,8 +65,8 @@ def sweep_on_ray(
         config = SweepFolder.open(path).config().model_copy(update={"jobs": None})
     with ExitStack() as stack:
         return sweep(
-            config, path.absolute(), progress, resume=resume, join=join, overwrite=overwrite, look=look,
-            engine=OnRay(stack, address, gpus_per_trial),
+            config, path.absolute(), progress, resume=resume, join=join, overwrite=overwrite,
+            retry_failed=retry_failed, look=look, engine=OnRay(stack, address, gpus_per_trial),
         )  # fmt: skip
 
 

@@ -58,6 +58,8 @@ class SweepConfig(BaseModel):
             raise ValueError(f"how many trials? The sampler {self.sampler} needs --trials")
         if self.sampler == "grid" and self.trials is not None:
             raise ValueError("a grid has as many trials as combinations; --trials is for random and tpe")
+        if self.sampler != "tpe" and self.optimise != ("dice",):
+            raise ValueError("several goals are for --sampler tpe; the report of any sweep shows Dice against latency")
         if self.optimise[:1] != ("dice",) or len(set(self.optimise)) != len(self.optimise):
             raise ValueError("optimise is dice, or dice,latency")
         return self
@@ -92,6 +94,7 @@ class Record(BaseModel):
     starts: tuple[int, ...] = ()
     """Epochs that were done at each start: a trial whose process dies again and again at the same one is given up."""
     seconds: float = 0.0
+    """Of this trial's last start to its end, with all that belongs to it."""
     error: str | None = None
     same_as: int | None = None
     """Number of the finished trial of the same settings, whose figures stand for this one's."""
@@ -214,6 +217,18 @@ class SweepFolder:
             if record.state == "interrupted":
                 self.write(record.model_copy(update={"starts": ()}))
 
+    def retry_failed(self) -> None:
+        """Trials that failed go on from their last epoch, as if they had been stopped.
+
+        Raises:
+            UsageError: a guided sweep, whose study has taken note of the failures.
+        """
+        failed = [record for record in self.records() if record.state == "failed"]
+        if failed and self.config().sampler == "tpe":
+            raise UsageError("a guided sweep's failures stand", where="--retry-failed", wanted="a grid or random draws")
+        for record in failed:
+            self.write(record.model_copy(update={"state": "running", "starts": (), "error": None}))
+
     def run(self, trial: Trial) -> RunFolder:
         """The trial's run folder, there or not."""
         return RunFolder(self.path / "runs" / trial.name)
@@ -263,7 +278,7 @@ def begun(trial: Trial, before: Record | None, epochs_done: int) -> Record:
     starts = (*(before.starts if before else ()), epochs_done)
     return Record(
         number=trial.number, name=trial.name, settings=trial.settings, state="running", starts=starts,
-        seconds=before.seconds if before else 0.0, host=f"process {os.getpid()} on {socket.gethostname()}",
+        host=f"process {os.getpid()} on {socket.gethostname()}",
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class Row:
         settings: the value of every factor; those that its objective does not read are missing.
         epoch, epochs: done, and wanted. val_dice, best_epoch: the best on validation so far; None before the first epoch.
         parameters, gmacs, latency_ms: of its student, one frame at a time on the sweep's device; None where not measured.
-        seconds: of training. same_as: number of the trial whose figures these are.
+        seconds: of training, over all starts. same_as: number of the trial whose figures these are.
     """
 
     number: int
@@ -70,7 +70,8 @@ def _row(folder: SweepFolder, record: Record, by_number: dict[int, Record], fact
         epoch=len(history), epochs=record.settings.get("epochs", default["epochs"].default),
         val_dice=best["val_dice"] if best else None, best_epoch=best["epoch"] if best else None,
         parameters=student.get("parameters"), gmacs=student.get("gmacs"), latency_ms=student.get("latency_ms"),
-        seconds=record.seconds, same_as=record.same_as, error=record.error,
+        seconds=max(record.seconds, round(sum(epoch["seconds"] for epoch in history), 1)),
+        same_as=record.same_as, error=record.error,
     )  # fmt: skip
 
 

@@ -101,6 +101,7 @@ def sweep(
     resume: bool = False,
     join: bool = False,
     overwrite: bool = False,
+    retry_failed: bool = False,
     look: Look = lambda: None,
     engine: Engine = LOCAL,
 ) -> SweepFolder:
@@ -109,6 +110,7 @@ def sweep(
     Args:
         config: what to sweep; None to go on with what the folder says.
         resume: go on with a sweep that is there. join: help with it, or begin it where it is not there yet.
+        retry_failed: with `resume`, trials that failed go on too.
         look: called about once a second.
 
     Raises:
@@ -119,6 +121,8 @@ def sweep(
     progress = progress or Progress()
     if resume + join + overwrite > 1:
         raise UsageError("--resume, --join and --overwrite exclude each other", remedy="give one of them")
+    if retry_failed and not resume:
+        raise UsageError("--retry-failed goes with --resume", wanted="--resume --retry-failed -o FOLDER")
     folder = SweepFolder.open(path) if resume or config is None else SweepFolder(path)
     if not (resume or join):
         folder.refuse_to_lose(overwrite)
@@ -136,6 +140,8 @@ def sweep(
             folder.students.unlink(missing_ok=True)
         if resume:
             folder.forgive_deaths()
+        if retry_failed:
+            folder.retry_failed()
         asked, arrays = _ready(asked, folder, store, progress, engine)
         if not folder.exists:
             folder.create(asked)

@@ -45,8 +45,8 @@ def run_trial(
     folder.write(record)
     began = time.perf_counter()
     state, error = _outcome(run, sweep, trial, shelf, watch)
-    seconds = record.seconds + time.perf_counter() - began
-    return record.model_copy(update={"state": state, "error": error, "seconds": round(seconds, 3)})
+    seconds = round(time.perf_counter() - began, 3)
+    return record.model_copy(update={"state": state, "error": error, "seconds": seconds})
 
 
 def _outcome(

@@ -104,7 +104,15 @@ def test_names_of_trials_say_what_differs_and_fit_a_file_system() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sampler": "random"}, {"trials": 3}, {"optimise": ("latency",)}, {"optimise": ("dice", "dice")}, {"jobs": 0}]
+    "changes",
+    [
+        {"sampler": "random"},
+        {"trials": 3},
+        {"optimise": ("latency",)},
+        {"optimise": ("dice", "latency")},
+        {"optimise": ("dice", "dice")},
+        {"jobs": 0},
+    ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict) -> None:
     with pytest.raises(ValueError):

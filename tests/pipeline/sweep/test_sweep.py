@@ -22,7 +22,7 @@ from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.sweep.arrays import shared_arrays
 from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.local import run_local
-from polyp_difom.pipeline.sweep.results import best_row, rows
+from polyp_difom.pipeline.sweep.results import best_row, reason, rows
 from polyp_difom.pipeline.sweep.run import sweep
 from polyp_difom.pipeline.sweep.worker import work
 
@@ -104,6 +104,21 @@ def test_a_trial_that_fails_is_listed_and_stops_nothing(make_sweep: MakeSweep) -
     assert good.state == "finished"
     assert best_row([bad, good]) == good
     assert "diverged" in table(folder)[0]["error"]
+
+
+def test_failed_trials_go_on_when_that_is_asked_for(make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = make_sweep("seed=0..1")
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_two.Trainer, "validate", lambda self: 1 / 0)
+        work(folder, config)
+    assert [row.state for row in rows(folder)] == ["failed", "failed"]
+    assert "ZeroDivisionError" in reason(rows(folder)[0])
+    work(folder, config)
+    assert [row.state for row in rows(folder)] == ["failed", "failed"]
+    sweep(None, folder.path, resume=True, retry_failed=True)
+    assert [row.state for row in rows(folder)] == ["finished", "finished"]
+    with pytest.raises(UsageError, match="--resume"):
+        sweep(None, folder.path, retry_failed=True)
 
 
 def test_running_out_of_memory_fails_that_trial_alone(make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
