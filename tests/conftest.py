@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and so would our children
 
 TEACHER = "dinov2:small"
 Extracting = Callable[..., ExtractConfig]
