@@ -42,7 +42,7 @@ extract-features: $(VENV)/.installed $(filter data/synthetic,$(DATA))
 	$(RUN) extract $(foreach folder,$(DATA),--data "$(folder)") --teachers $(TEACHERS) --cache $(CACHE) --size $(SIZE) --views $(VIEWS) $(if $(LIMIT),--limit $(LIMIT))
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # make torture COUNT=300 SEED=0 MINUTES=60: kills, full and read-only disks, damaged stores, hostile files; a table at the end
 torture: $(VENV)/.installed
