@@ -30,6 +30,12 @@ Extracting = Callable[..., ExtractConfig]
 Distilling = Callable[..., DistillConfig]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Whatever number of threads an earlier test left behind: sums are rounded by it."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random two-layer Dinov2Model: 32 channels on 4 x 4 cells of a 56-pixel input."""
