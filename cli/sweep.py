@@ -143,7 +143,8 @@ def _settings(context: typer.Context, file: Path | None, flags: dict[str, Any], 
     grid, factors = values.pop("grid"), values.pop("factors", None)
     values["factors"] = (from_yaml(factors) if factors else {}) | (parse_grid(grid) if grid else {})
     if not values["factors"]:
-        raise UsageError("nothing to sweep", where="--grid", wanted="for instance --grid 'objective=none,multiscale seed=0..2'")
+        wanted = "`factors:` in the file, or for instance --grid 'objective=none,multiscale seed=0..2'"
+        raise UsageError("nothing to sweep", where=file or "--grid", wanted=wanted)
     if isinstance(values["optimise"], str):
         values["optimise"] = options.names(values["optimise"], "--optimise")
     return options.validated(SweepConfig, **values)

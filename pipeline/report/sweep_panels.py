@@ -62,14 +62,13 @@ def cost(found: Sequence[Group], device: str) -> Panel | None:
     numbers = {id(group): number for number, group in enumerate(found, start=1)}
     best = [numbers[id(group)] for group in front.best]
     spots = [
-        Spot(str(number) if number in best else "", value if timed else value / MILLION, group.mean, int(group.is_control))
+        Spot(str(number) if number in best else "", value if timed else value / MILLION, group.mean, number - 1)
         for (number, group), value in zip(enumerate(found, start=1), front.costs, strict=True)
     ]
     axis = "latency of one frame, ms" if timed else "parameters, millions"
     title = f"Validation Dice against {f'latency on {device}' if timed else 'parameters'}"
-    signs = " Circles are taught, squares are not." if len({group.is_control for group in found}) > 1 else ""
     named = "; ".join(f"{numbers[id(group)]}: {group.label}" for group in front.best)
-    return Panel(scatter_chart(title, spots, axis, "Dice"), f"{title}. Nothing beats {named}.{signs}")
+    return Panel(scatter_chart(title, spots, axis, "Dice"), f"{title}. Nothing beats {named}.")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def shown(found: Sequence[Group]) -> list[tuple[int, Group]]:
 
 def learning(courses: Sequence[Course]) -> Panel:
     """Learning curves of recipes in one chart."""
-    curves = [Curve(str(one.number), one.points, style) for style, one in enumerate(courses)]
+    curves = [Curve(str(one.number), one.points, one.number - 1) for one in courses]
     named = "; ".join(f"{one.number}: {one.group.label}" for one in courses)
     title = "Validation Dice over epochs"
     values = [value for one in courses for _, value in one.points]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,7 +156,9 @@ def _ready(
 ) -> tuple[SweepConfig, Arrays | None]:
     """What the engine decides, and the store's arrays; the students are measured while nothing else runs."""
     if config.sampler != "tpe":
-        progress.say(f"{len(config.planned())} trials; those that differ only in what their objective does not read are one")
+        trials, every = len(config.planned()), math.prod(len(v) for v in config.factors.values() if not isinstance(v, Span))
+        merged = "; combinations that differ only in what their objective does not read are one trial"
+        progress.say(f"{trials} trials{merged if config.sampler == 'grid' and trials < every else ''}")
     config, arrays = engine.ready(config, store, progress)
     if not folder.students.is_file():
         names = config.factors.get("student", ("unet",))

@@ -20,6 +20,7 @@ from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import choose_teachers
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
 from polyp_difom.pipeline.students.protocol import STUDENTS
+from polyp_difom.pipeline.subset import choose_subset
 
 FACTORS = tuple(name for name in DistillConfig.model_fields if name not in ("cache", "signature", "device", "threads"))
 """What may be varied: the settings of `distill` that do not belong to the machine or the store."""
@@ -194,6 +195,7 @@ def _check_values(name: str, values: Iterable[Any], store: FeatureStore) -> None
     lookup: Callable[[str], object] | None = {
         "student": lambda value: STUDENTS.get(value.partition(":")[0]), "objective": OBJECTIVES.get,
     }.get(name)  # fmt: skip
+    held = choose_teachers(store, None)
     for value in values:
         try:
             config = Trial(0, {name: value}, "").config(str(store.location))
@@ -202,6 +204,7 @@ def _check_values(name: str, values: Iterable[Any], store: FeatureStore) -> None
             raise UsageError(f"{name} cannot be {value!r}: {reason}", where="--grid") from error
         if lookup:
             lookup(getattr(config, name))
+        choose_subset(store, held, config.scales, config.channels, config.views)
 
 
 def combinations(factors: Factors, sampler: str, count: int | None, seed: int) -> list[dict[str, Any]]:

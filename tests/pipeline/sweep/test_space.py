@@ -45,6 +45,7 @@ def test_what_only_looks_like_a_range_is_a_value() -> None:
         ("studnt=unet", "student"), ("seed=3..1", "rise"), ("seed", "without a name or a value"), ("seed=1 seed=2", "twice"),
         ("student=unett", "unet"), ("objective=multscale", "multiscale"), ("epochs=0", "greater than 0"),
         ("epochs=few", "epochs"), ("teachers=sam", "dinov2:small"), ("seed=,", "no value"), ("cache=x", "no factor"),
+        ("views=1..3", "fewer views"), ("channels=65", "fewer channels"), ("scales=s99", "s99"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_swept_is_refused_with_what_can(store: FeatureStore, grid: str, said: str) -> None:
