@@ -85,11 +85,8 @@ def sweep(
 
             done = sweep_on_ray(settings, folder, terminal, address=address, gpus_per_trial=gpus_per_trial, **how)
         else:
-            import torch
-
             from polyp_difom.pipeline.sweep import run
 
-            torch.set_num_threads(1)  # this process only looks on; without a pool of threads its workers can be forked from it
             done = run.sweep(settings, folder, terminal, **how)
     _finish(done, as_json)
 

@@ -20,7 +20,6 @@ from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.students.protocol import build_student
 from polyp_difom.pipeline.sweep.folder import SweepConfig
-from polyp_difom.pipeline.sweep.processes import forks
 from polyp_difom.pipeline.sweep.space import Span, as_read, named
 from polyp_difom.pipeline.sweep.worker import Arrays
 
@@ -35,13 +34,7 @@ def shared_arrays(store: FeatureStore, config: SweepConfig, device: torch.device
     None where shared memory is too small; each process then reads its own.
     """
     wanted, size = arrays_read(store, config)
-    forked = forks(device)
-    if (
-        device.type == "cpu"
-        and not forked
-        and SHARED_MEMORY.is_dir()
-        and size > (free := shutil.disk_usage(SHARED_MEMORY).free)
-    ):
+    if device.type == "cpu" and SHARED_MEMORY.is_dir() and size > (free := shutil.disk_usage(SHARED_MEMORY).free):
         progress.say(f"each trial reads the store for itself: {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} in {SHARED_MEMORY}")
         return None
     shelf = Shelf(store, device, progress)
@@ -49,9 +42,8 @@ def shared_arrays(store: FeatureStore, config: SweepConfig, device: torch.device
         shelf.take(split, names)
     if not shelf.held:
         return None
-    if not forked:
-        for array in shelf.held.values():
-            array.share_memory_()
+    for array in shelf.held.values():
+        array.share_memory_()
     held = sum(array.nbytes for array in shelf.held.values())
     progress.say(f"{held / 2**20:,.0f} of {size / 2**20:,.0f} MiB of the store are in memory, once for all trials")
     return shelf.held

@@ -25,7 +25,7 @@ class Workers:
     """Processes that run trials."""
 
     def __init__(self, folder: SweepFolder, config: SweepConfig, arrays: worker.Arrays | None):
-        self.context = context(torch.device(config.device))
+        self.context = context(torch.device(config.device), config.threads or 1)
         self.args = (folder.path, config, arrays)
         self.alive: dict[connection.Connection, BaseProcess] = {}
 

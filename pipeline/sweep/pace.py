@@ -83,7 +83,8 @@ def side_by_side(configs: Sequence[DistillConfig], seconds: float, arrays: worke
         PolypDifomError: one of them cannot be trained. RunError: its process died, for instance of too little memory.
     """
     device = pick_device(configs[0].device)
-    started, free = context(device), free_memory(device)
+    threads = max(config.threads or torch.get_num_threads() for config in configs)
+    started, free = context(device, threads), free_memory(device)
     processes: list[BaseProcess] = []
     links: list[connection.Connection] = []
     try:

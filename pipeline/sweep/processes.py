@@ -14,14 +14,13 @@ import torch.multiprocessing
 WARM = "polyp_difom.pipeline.sweep.warm"
 
 
-def forks(device: torch.device) -> bool:
-    """Whether this process may be forked: on the CPU, while PyTorch has no pool of threads, which no child would have."""
-    return device.type == "cpu" and torch.get_num_threads() == 1
+def context(device: torch.device, threads: int) -> ForkContext | ForkServerContext:
+    """Forks this process where its children compute with one thread on the CPU, else a clean server.
 
-
-def context(device: torch.device) -> ForkContext | ForkServerContext:
-    """Forks this process where it may be forked, else a clean server that has imported everything once."""
-    if forks(device):
+    Either has imported everything once. A child of more threads may not be forked: it would wait for ever for the pool of
+    threads that this process may have, and a fork has not.
+    """
+    if device.type == "cpu" and threads == 1:
         importlib.import_module(WARM)
         return torch.multiprocessing.get_context("fork")
     server = torch.multiprocessing.get_context("forkserver")

@@ -75,9 +75,12 @@ class Local:
         """See `Engine`."""
         device = torch.device(config.device)
         progress.say(f"measuring {len(names)} students")
-        apart = ProcessPoolExecutor(1, context(device), end_with_parent)  # the timed threads would stay in this process
+        threads = config.threads or 1
+        apart = ProcessPoolExecutor(
+            1, context(device, threads), end_with_parent
+        )  # the timed threads would stay in this process
         with apart:
-            return apart.submit(student_facts, names, store, device, config.threads or 1, Progress()).result()
+            return apart.submit(student_facts, names, store, device, threads, Progress()).result()
 
 
 LOCAL = Local()

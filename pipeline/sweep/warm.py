@@ -10,7 +10,6 @@ from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
 from polyp_difom.pipeline.students.protocol import STUDENTS
 from polyp_difom.pipeline.sweep import worker  # noqa: F401
 
-torch.set_num_threads(1)  # no thread of a pool may live when this process forks
 STUDENTS.names()
 OBJECTIVES.names()
 weight = torch.nn.Parameter(torch.zeros(1))

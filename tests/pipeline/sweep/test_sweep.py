@@ -17,7 +17,6 @@ from polyp_difom.cache.errors import CacheError, RunError, UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import distill as stage_two
 from polyp_difom.pipeline import runs
-from polyp_difom.pipeline.bench.machine import torch_threads
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.sweep.arrays import shared_arrays
 from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
@@ -243,11 +242,10 @@ def test_two_goals_give_a_front(make_sweep: MakeSweep) -> None:
 def test_workers_share_one_copy_of_the_store_and_a_killed_one_is_replaced(
     make_sweep: MakeSweep, store: FeatureStore, threads: int
 ) -> None:
-    folder, config = make_sweep(GRID, "side-by-side", jobs=2)
-    with torch_threads(threads):
-        arrays = shared_arrays(store, config, torch.device("cpu"), Progress())
+    folder, config = make_sweep(GRID, "side-by-side", jobs=2, threads=threads)
+    arrays = shared_arrays(store, config, torch.device("cpu"), Progress())
     assert arrays is not None
-    assert all(array.is_shared() for array in arrays.values()) == (threads > 1)
+    assert all(array.is_shared() for array in arrays.values())
     assert not any("/s32/" in key and "spectrum" in key for _, key in arrays)
     victims: list[int] = []
 
@@ -258,10 +256,9 @@ def test_workers_share_one_copy_of_the_store_and_a_killed_one_is_replaced(
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
 
-    with torch_threads(threads):
-        run_local(folder, config, arrays, Progress(), look)
+    run_local(folder, config, arrays, Progress(), look)
     assert [row.state for row in rows(folder)] == ["finished"] * 4
-    whole, config = make_sweep(GRID, "whole")
+    whole, config = make_sweep(GRID, "whole", threads=threads)
     work(whole, config)
     assert table(folder) == table(whole)
     assert weights(folder) == weights(whole)
