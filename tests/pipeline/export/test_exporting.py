@@ -210,7 +210,7 @@ def test_a_write_that_fails_leaves_no_half_model(run: Path, monkeypatch: pytest.
 
 def test_a_place_that_cannot_be_written_to_is_an_error(run: Path) -> None:
     (run.parent / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot be made or written"):
         exported(run, "torchscript", out=run.parent / "file/e.torchscript")
 
 
