@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Numbers of an OSError by which a disk is full, read-only or broken."""
+
 
 class PolypDifomError(Exception):
     """Base of all errors meant for a user's eyes; the command line prints it without a traceback.

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,26 @@ def remove_strays(target: Path) -> None:
 
 def _aside(target: Path) -> str:
     return f".{target.name}.partial-{socket.gethostname()}-"
+
+
+def stranger_in(folder: Path) -> tuple[Path, bool] | None:
+    """The first thing below `folder` that is no file or folder of its own, and whether it is a link that leads out.
+
+    Directory entries tell their kind, so that a hundred thousand files take a tenth of a second. What a writer takes away
+    meanwhile is passed over.
+    """
+    home, waiting = Path(os.path.realpath(folder)), [os.fspath(folder)]
+    while waiting:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                is_link = entry.is_symlink()
+                inside = is_link and Path(os.path.realpath(entry.path)).is_relative_to(home)
+                if not (inside or entry.is_file(follow_symlinks=False)) and os.path.lexists(entry.path):
+                    return Path(entry.path), is_link
+    return None
 
 
 def is_alive(pid: int) -> bool:

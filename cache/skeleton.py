@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from polyp_difom.cache import sums
 from polyp_difom.cache.errors import CacheError
-from polyp_difom.cache.location import Location, explained
+from polyp_difom.cache.location import Location, explained, stranger_in
 from polyp_difom.cache.manifest import SCHEMA_VERSION, ArraySpec, Manifest, SampleTable
 
 FORMAT = "polyp-difom feature store"
@@ -200,26 +198,14 @@ def read_samples(root: zarr.Group, location: Location, manifest: Manifest) -> Sa
 
 
 def _require_closed(folder: Path) -> None:
-    """Raise CacheError for a link that leads out of a local store, and for what is neither file nor folder.
-
-    Directory entries tell their kind, so that a hundred thousand files take a tenth of a second. What a writer takes away
-    meanwhile is passed over.
-    """
-    home, waiting = Path(os.path.realpath(folder)), [os.fspath(folder)]
-    while waiting:
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                    continue
-                is_link = entry.is_symlink()
-                inside = is_link and Path(os.path.realpath(entry.path)).is_relative_to(home)
-                if not (inside or entry.is_file(follow_symlinks=False)) and os.path.lexists(entry.path):
-                    raise CacheError(
-                        "something in the store is no file of its own, left untouched", where=entry.path,
-                        got="a link that leads out of the store" if is_link else "a pipe, a socket or a device",
-                        remedy="put the file itself there, if you trust it",
-                    )  # fmt: skip
+    """Raise CacheError for a link that leads out of a local store, and for what is neither file nor folder."""
+    if found := stranger_in(folder):
+        path, is_link = found
+        raise CacheError(
+            "something in the store is no file of its own, left untouched", where=path,
+            got="a link that leads out of the store" if is_link else "a pipe, a socket or a device",
+            remedy="put the file itself there, if you trust it",
+        )  # fmt: skip
 
 
 def _root_attributes(location: Location) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -19,6 +18,7 @@ from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.location import Location, explained
 from polyp_difom.cache.lock import exclusive_lock
 from polyp_difom.cache.manifest import Manifest
+from polyp_difom.cache.replacing import replace_file
 from polyp_difom.cache.skeleton import COPY, read_manifest
 
 MARKS = ("done", "ledger/values", "ledger/host", sums.KEY)
@@ -149,11 +149,4 @@ def _put(location: Location, key: str, raw: bytes) -> None:
         filesystem, root = location.filesystem()
         filesystem.pipe_file(f"{root}/{key}", raw)
         return
-    target = location.path / key
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        stream.write(raw)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(target)
+    replace_file(location.path / key, raw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from polyp_difom.cache.errors import PolypDifomError, RunError
+from polyp_difom.cache.errors import DISK_FAULTS, PolypDifomError, RunError
 from polyp_difom.pipeline.progress import Advance, Progress
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -27,7 +26,6 @@ GO_ON = {
     "predict": "; what was predicted until then is kept",
 }
 """What a user is told after Ctrl-C or SIGTERM, by command."""
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 F = TypeVar("F", bound=Callable[..., None])
 
 

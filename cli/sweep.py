@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,8 @@ app = typer.Typer(help="Train many students over one store, and see what came ou
 Folder = Annotated[Path, typer.Argument(help="Folder of a sweep, running or not.")]
 LIVE_ROWS = 24
 """Trials in the table that is shown while a sweep runs."""
+REST = 20
+"""Times as long as a look at all trials took, before the next one: the cores are the trials'."""
 
 
 @app.callback()
@@ -93,9 +96,7 @@ def sweep(
 
 @app.command()
 @guarded
-def show(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, running or not.")], as_json: options.Json = False
-) -> None:
+def show(folder: Folder, as_json: options.Json = False) -> None:
     """The table of a sweep's trials as they stand."""
     from dataclasses import asdict
 
@@ -174,7 +175,7 @@ def _live(path: Path, terminal: Terminal) -> Iterator[Callable[[], None]]:
     from polyp_difom.pipeline.sweep.folder import ENDED, SweepFolder
     from polyp_difom.pipeline.sweep.results import Row, best_row, reason, rows
 
-    folder, told = SweepFolder(path), set[int]()
+    folder, told, rest = SweepFolder(path), set[int](), 0.0
 
     def drawn(found: list[Row]) -> Table:
         ended, best = [row for row in found if row.state in ENDED], best_row(found)
@@ -195,19 +196,25 @@ def _live(path: Path, terminal: Terminal) -> Iterator[Callable[[], None]]:
                 why = f": {reason(row)}" if row.error else ""
                 terminal.say(f"{row.name} {row.state}{dice} ({row.seconds:.1f} s){why}")
 
-    if terminal.quiet or not terminal.console.is_terminal:
-        yield lambda: None if terminal.quiet else tell()
-        return
     live = Live(console=terminal.console, auto_refresh=False, transient=True)
 
     def draw() -> None:
         live.start()  # not before trials run: what is measured first has bars of its own
         live.update(drawn(rows(folder)), refresh=True)
 
+    def look() -> None:
+        nonlocal rest
+        began = perf_counter()
+        if not terminal.quiet and began > rest:
+            (draw if terminal.console.is_terminal else tell)()
+            rest = perf_counter() + REST * (perf_counter() - began)
+
     try:
-        yield draw
+        yield look
     finally:
         live.stop()
+    if not (terminal.quiet or terminal.console.is_terminal):
+        tell()
 
 
 def _finish(folder: SweepFolder, as_json: bool) -> None:

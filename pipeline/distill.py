@@ -209,7 +209,7 @@ class Trainer:
         sound = torch.ones(self.steps_per_epoch, device=self.device)
         batches = self.train.epoch(self.epoch, self.config.batch_size, self.config.seed, self.affine)
         for step, batch in enumerate(batches):
-            parts, sound[step] = self._step(batch, self.epoch * self.steps_per_epoch + step)
+            parts, sound[step] = self.step(batch, self.epoch * self.steps_per_epoch + step)
             for name, value in parts.items():
                 sums[name] += value
             advance(1)
@@ -217,7 +217,7 @@ class Trainer:
         means = average(torch.stack(list(sums.values()))).tolist()
         return {name: value / self.steps_per_epoch for name, value in zip(sums, means, strict=True)}
 
-    def _step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
+    def step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step; returns the loss parts, and whether loss and gradient were finite."""
         progress = step / (self.config.epochs * self.steps_per_epoch)
         rests = self.objective.freezes_encoder(progress)

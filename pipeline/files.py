@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from polyp_difom.cache.errors import CacheError, RunError
 from polyp_difom.cache.lock import passing_lock
+from polyp_difom.cache.replacing import replace_file
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write to a sibling, flush to disk, rename: a kill leaves the old file or the new one.
+    """See `polyp_difom.cache.replacing.replace_file`.
 
     Raises:
         RunError: the disk refuses.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        replace_file(path, data)
     except OSError as error:
         raise RunError(
             "cannot write", where=path, got=error.strerror or error, remedy="free some space, or write elsewhere"
         ) from error
-    finally:
-        with suppress(OSError):  # a disk that has become read-only refuses this too
-            partial.unlink()
 
 
 @contextmanager
@@ -89,6 +82,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of a value as JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False))
+
+
+def sha256_of(path: Path) -> str:
+    """Digest (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.cache.manifest import SampleTable
-from polyp_difom.pipeline.files import append_text, contents, empty, write_bytes, write_csv, write_text
+from polyp_difom.pipeline.files import append_text, contents, empty, write_bytes, write_csv, write_json, write_text
 from polyp_difom.pipeline.yaml_files import read_mapping
 
 CONTENTS = frozenset(
@@ -112,7 +112,7 @@ class RunFolder:
     def describe(self, config: Mapping[str, Any], samples: SampleTable) -> None:
         """Write the resolved configuration, the environment and the frames that the run learns from."""
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-        write_text(self.path / "env.json", json.dumps(environment(), indent=2))
+        write_json(self.path / "env.json", environment())
         rows = zip(samples.ids, samples.pixel_sha256, samples.split, strict=True)
         columns = ("id", "pixel_sha256", "split")
         write_csv(self.path / "samples.csv", columns, (dict(zip(columns, row, strict=True)) for row in rows))

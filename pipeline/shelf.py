@@ -23,9 +23,11 @@ PLACES = {"cuda": "the GPU", "cpu": "host memory"}
 class Shelf:
     """Arrays of one store, read when they are first asked for and kept, on the device where they fit."""
 
-    def __init__(self, store: FeatureStore, device: torch.device, progress: Progress):
+    def __init__(
+        self, store: FeatureStore, device: torch.device, progress: Progress, held: dict[tuple[str, str], Tensor] | None = None
+    ):
         self.store, self.device, self.progress = store, device, progress
-        self.held: dict[tuple[str, str], Tensor] = {}
+        self.held: dict[tuple[str, str], Tensor] = held or {}
         """By (split, key of the array)."""
 
     def take(self, split: str, keys: Iterable[str], views: int | None = None) -> dict[str, Tensor | OnDisk]:

@@ -14,7 +14,6 @@ results.* are made anew from the figures below evaluation/ each time, so the two
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from polyp_difom.pipeline.evaluation.metrics import Summary, read_scores_csv, re
 from polyp_difom.pipeline.evaluation.scoring import ImageScore
 from polyp_difom.pipeline.evaluation.tables import csv_table, markdown
 from polyp_difom.pipeline.evaluation.targets import Target, open_target
-from polyp_difom.pipeline.files import write_csv, write_text
+from polyp_difom.pipeline.files import sha256_of, write_csv, write_json, write_text
 from polyp_difom.pipeline.models.strangers import require_closed
 
 LEFT_OUT = "without-leaks"
@@ -46,13 +45,7 @@ class ScoredFrame(NamedTuple):
 
     def is_unchanged(self) -> bool:
         """Both files are there, and the image is what was scored."""
-        return self.image.is_file() and self.mask.is_file() and digest_of(self.image) == self.image_sha256
-
-
-def digest_of(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return self.image.is_file() and self.mask.is_file() and sha256_of(self.image) == self.image_sha256
 
 
 class EvaluationRecord:
@@ -191,11 +184,11 @@ class EvaluationRecord:
             "header": target.header, "parameters": target.info.parameters if target.info else None,
         }  # fmt: skip
         known = self.frames() | {
-            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), digest_of(pair.image)) for pair in pairs
+            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), sha256_of(pair.image)) for pair in pairs
         }
         rows = [{"id": name, **frame._asdict()} for name, frame in known.items()]
         write_csv(self.folder / "frames.csv", ("id", *ScoredFrame._fields), rows)
-        write_text(self._target_file, json.dumps(about, indent=2))
+        write_json(self._target_file, about)
 
     def write_set(self, split: str, summary: Summary, rows: Sequence[ImageScore]) -> None:
         """Write one set's figures and rows; all earlier ones of the same set, split and protocol give way."""
@@ -217,7 +210,7 @@ class EvaluationRecord:
         figures = list(self._all())
         write_csv(self.path / "results.csv", *csv_table(figures))
         held = [{"split": split, "left_out": left_out, **asdict(summary)} for split, left_out, summary in figures]
-        write_text(self.path / "results.json", json.dumps({"target": self.about(), "results": held}, indent=2))
+        write_json(self.path / "results.json", {"target": self.about(), "results": held})
         write_text(self.path / "results.md", markdown(self.about(), figures))
 
     def _all(self) -> Iterator[tuple[str, int, Summary]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.location import stranger_in
 from polyp_difom.pipeline.data.pairing import printable
 
 LARGEST_HEADER = 4 << 20
@@ -19,17 +19,14 @@ def require_closed(folder: Path) -> None:
     Raises:
         RunError: a link to somewhere else, a pipe, a socket or a device.
     """
-    home = Path(os.path.realpath(folder))
-    for place, folders, files in os.walk(folder, followlinks=False):
-        for path in (Path(place, name) for name in (*folders, *files)):
-            kind = path.lstat().st_mode
-            if stat.S_ISLNK(kind) and not Path(os.path.realpath(path)).is_relative_to(home):
-                raise RunError(
-                    "a link leads out of the folder", where=printable(path), got=printable(os.readlink(path)),
-                    wanted=f"everything below {printable(folder)}", remedy="put the file itself there, if you trust it",
-                )  # fmt: skip
-            if not (stat.S_ISLNK(kind) or stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-                raise RunError("neither a file nor a folder", where=printable(path), remedy="remove it")
+    if found := stranger_in(folder):
+        path, is_link = found
+        if is_link:
+            raise RunError(
+                "a link leads out of the folder", where=printable(path), got=printable(os.readlink(path)),
+                wanted=f"everything below {printable(folder)}", remedy="put the file itself there, if you trust it",
+            )  # fmt: skip
+        raise RunError("neither a file nor a folder", where=printable(path), remedy="remove it")
 
 
 def require_header(path: Path) -> None:

@@ -6,9 +6,6 @@ sweeps/<name>/{sweep.yaml, students.json, trials/<number>.json, runs/<trial>/, s
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polyp_difom.cache.claims import living_owner
 from polyp_difom.cache.errors import CacheError, RunError, UsageError, first_line
-from polyp_difom.cache.lock import exclusive_lock
+from polyp_difom.cache.lock import exclusive_lock, name_of_this_process
 from polyp_difom.cache.staging import staged
-from polyp_difom.pipeline.files import contents, write_text
+from polyp_difom.pipeline.files import contents, empty, write_text
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.sweep.space import Factors, Span, Trial, Values, combinations, from_yaml, named
 from polyp_difom.pipeline.yaml_files import read_mapping
 
 State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
 ENDED = ("finished", "pruned", "failed")
-MARKS = {".lock", ".claims"}
 _YAML = "sweep.yaml"
 
 
@@ -137,7 +133,7 @@ class SweepFolder:
         Raises:
             RunError: the folder holds something, and `overwrite` was not asked for or it is no sweep.
         """
-        held = {self.path.name} if self.path.is_file() else contents(self.path) - MARKS if self.path.exists() else set()
+        held = {self.path.name} if self.path.is_file() else contents(self.path) - {".claims"} if self.path.exists() else set()
         if not held - ({self.students.name} if not self.exists else set()):  # a kill came before there was a sweep
             return
         if not overwrite:
@@ -165,11 +161,7 @@ class SweepFolder:
         """
         with exclusive_lock(self.path / ".lock"):
             self.refuse_to_lose(overwrite)
-            for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == _YAML):  # last: a kill leaves a sweep
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                elif entry.name != ".lock":
-                    entry.unlink()
+            empty(self.path, last=_YAML)
 
     def create(self, config: SweepConfig) -> None:
         """Writes what was asked for: with that the sweep exists."""
@@ -211,22 +203,20 @@ class SweepFolder:
 
         return config.model_copy(update={"factors": begun.factors})  # in their order there, which numbers the trials
 
-    def forgive_deaths(self) -> None:
-        """Trials that are resumed by hand have as many lives as at first: who stopped the sweep may have ended them."""
-        for record in self.records():
-            if record.state == "interrupted":
-                self.write(record.model_copy(update={"starts": ()}))
+    def revive(self, *, failed: bool) -> None:
+        """Stopped trials have as many lives as at first, since whoever stopped the sweep may have ended them.
 
-    def retry_failed(self) -> None:
-        """Trials that failed go on from their last epoch, as if they had been stopped.
+        Args:
+            failed: those that failed go on too, from their last epoch.
 
         Raises:
-            UsageError: a guided sweep, whose study has taken note of the failures.
+            UsageError: failed ones of a guided sweep, whose study has taken note of them.
         """
-        failed = [record for record in self.records() if record.state == "failed"]
-        if failed and self.config().sampler == "tpe":
+        states = ("interrupted", "failed") if failed else ("interrupted",)
+        dead = [record for record in self.records() if record.state in states]
+        if any(record.state == "failed" for record in dead) and self.config().sampler == "tpe":
             raise UsageError("a guided sweep's failures stand", where="--retry-failed", wanted="a grid or random draws")
-        for record in failed:
+        for record in dead:
             self.write(record.model_copy(update={"state": "running", "starts": (), "error": None}))
 
     def run(self, trial: Trial) -> RunFolder:
@@ -278,7 +268,7 @@ def begun(trial: Trial, before: Record | None, epochs_done: int) -> Record:
     starts = (*(before.starts if before else ()), epochs_done)
     return Record(
         number=trial.number, name=trial.name, settings=trial.settings, state="running", starts=starts,
-        host=f"process {os.getpid()} on {socket.gethostname()}",
+        host=name_of_this_process(),
     )  # fmt: skip
 
 

@@ -139,8 +139,7 @@ def _report_pace(
 def _pace(config: DistillConfig, seconds: float, arrays: worker.Arrays | None, free: int, link: connection.Connection) -> Pace:
     began = time.perf_counter()
     store, device = FeatureStore.open(config.cache), pick_device(config.device)
-    shelf = FewFrames(store, device, config.batch_size) if arrays is None else Shelf(store, device, Progress())
-    shelf.held = arrays or {}
+    shelf = FewFrames(store, device, config.batch_size) if arrays is None else Shelf(store, device, Progress(), arrays)
     trainer = Trainer(config, store, Progress(), shelf=shelf)
     start_seconds = time.perf_counter() - began
     batches = _endless(trainer)
@@ -172,7 +171,7 @@ def _steps(trainer: Trainer, batches: Iterator[Batch], seconds: float) -> float:
     middle = trainer.config.epochs * trainer.steps_per_epoch // 2
     began, count = time.perf_counter(), 0
     for batch in batches:
-        trainer._step(batch, middle)
+        trainer.step(batch, middle)
         count += 1
         if time.perf_counter() - began > seconds:
             break

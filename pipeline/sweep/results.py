@@ -64,7 +64,7 @@ def _row(folder: SweepFolder, record: Record, by_number: dict[int, Record], fact
     history = folder.run(source.trial).history()
     best = max(history, key=lambda epoch: epoch["val_dice"], default=None)
     default = DistillConfig.model_fields
-    student = facts.get(record.settings.get("student", default["student"].default), {})
+    student = facts.get(record.trial.student, {})
     return Row(
         number=record.number, name=record.name, settings=record.settings, state=record.state,
         epoch=len(history), epochs=record.settings.get("epochs", default["epochs"].default),

@@ -15,6 +15,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.device import pick_device
 from polyp_difom.pipeline.files import write_json
 from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.sweep.arrays import shared_arrays
 from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.local import Look, run_local
@@ -128,30 +129,34 @@ def sweep(
     if retry_failed and not resume:
         raise UsageError("--retry-failed goes with --resume", wanted="--resume --retry-failed -o FOLDER")
     folder = SweepFolder.open(path) if resume or config is None else SweepFolder(path)
-    if not (resume or join):
+    goes_on = resume or join
+    if not goes_on:
         folder.refuse_to_lose(overwrite)
     asked = config or folder.config()
     store = FeatureStore.open(asked.here(progress.say).cache)
     asked = resolved(asked, store, engine)
     folder.make()
-    if not (resume or join):
+    if not goes_on:
         folder.clear(overwrite)
     with joined(folder.path) as claims, claims.alone():
-        if folder.exists and (resume or join):
-            asked = folder.agreed(asked)
-        else:  # another process may have begun one meanwhile
-            folder.refuse_to_lose(overwrite=False)
-            folder.students.unlink(missing_ok=True)
+        asked = _agreed(asked, folder, goes_on)
         if resume:
-            folder.forgive_deaths()
-        if retry_failed:
-            folder.retry_failed()
+            folder.revive(failed=retry_failed)
         asked, arrays = _ready(asked, folder, store, progress, engine)
         if not folder.exists:
             folder.create(asked)
     engine.run(folder, asked, arrays, progress, look)
     write_results(folder)
     return folder
+
+
+def _agreed(asked: SweepConfig, folder: SweepFolder, goes_on: bool) -> SweepConfig:
+    """The settings beside those of a sweep that goes on; for a new one the folder must still be free."""
+    if folder.exists and goes_on:
+        return folder.agreed(asked)
+    folder.refuse_to_lose(overwrite=False)  # another process may have begun one meanwhile
+    folder.students.unlink(missing_ok=True)
+    return asked
 
 
 def _ready(
@@ -164,7 +169,7 @@ def _ready(
         progress.say(f"{trials} trials{merged if config.sampler == 'grid' and trials < every else ''}")
     config, arrays = engine.ready(config, store, progress)
     if not folder.students.is_file():
-        names = config.factors.get("student", ("unet",))
+        names = config.factors.get("student", (DistillConfig.model_fields["student"].default,))
         assert not isinstance(names, Span)  # noqa: S101
         write_json(folder.students, engine.facts(names, config, store, progress))
     return config, arrays

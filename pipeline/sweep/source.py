@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from polyp_difom.cache.claims import Claims
 from polyp_difom.cache.errors import MissingDependencyError, RunError
-from polyp_difom.pipeline.distill import DistillConfig, Watch
+from polyp_difom.pipeline.distill import Watch
 from polyp_difom.pipeline.sweep.folder import ENDED, Record, SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.space import Span, Trial, as_read, named
 from polyp_difom.pipeline.sweep.trial import Pruned
@@ -154,7 +154,7 @@ class Guided:
         return max(epoch["val_dice"] for epoch in self.folder.run(source.trial).history())
 
     def _latency(self, record: Record) -> float:
-        student = record.settings.get("student", DistillConfig.model_fields["student"].default)
+        student = record.trial.student
         latency = self.folder.facts().get(student, {}).get("latency_ms")
         if latency is None:
             raise RunError("the student's latency was not measured", where=self.folder.students, wanted=student)

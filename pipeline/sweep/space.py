@@ -73,6 +73,11 @@ class Trial:
     settings: dict[str, Any]
     name: str
 
+    @property
+    def student(self) -> str:
+        """By name; the default of `distill` where it is no factor."""
+        return self.settings.get("student", DistillConfig.model_fields["student"].default)
+
     def config(self, cache: str, **machine: Any) -> DistillConfig:
         """What `distill` is told; `machine` are device, threads and signature."""
         values: dict[str, Any] = dict(self.settings)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 
-from polyp_difom.cache.errors import CacheError, PolypDifomError
-from polyp_difom.pipeline.distill import DistillConfig, Watch, distill
+from polyp_difom.cache.errors import DISK_FAULTS, CacheError, PolypDifomError
+from polyp_difom.pipeline.distill import Watch, distill
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.sweep.folder import Record, SweepConfig, SweepFolder, begun, same_settings
@@ -15,7 +14,6 @@ from polyp_difom.pipeline.sweep.space import Trial
 
 MOST_DEATHS = 3
 """A trial whose process died this often after the same epoch is given up."""
-_MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Pruned(Exception):
@@ -39,8 +37,7 @@ def run_trial(
     if record.starts[-MOST_DEATHS - 1 :].count(record.starts[-1]) > MOST_DEATHS:
         died = f"its process died {MOST_DEATHS} times after epoch {record.starts[-1]}"
         return record.model_copy(update={"state": "failed", "error": died})
-    student = trial.settings.get("student", DistillConfig.model_fields["student"].default)
-    if misfit := folder.facts().get(student, {}).get("error"):
+    if misfit := folder.facts().get(trial.student, {}).get("error"):
         return record.model_copy(update={"state": "failed", "error": misfit})
     folder.write(record)
     began = time.perf_counter()
@@ -77,7 +74,7 @@ def _outcome(
 def is_fault_of_machine(error: BaseException | None) -> bool:
     """The disk is full, read-only or broken, which no other trial would survive either."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             return True
         error = error.__cause__
     return False

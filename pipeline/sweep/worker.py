@@ -35,8 +35,7 @@ def work(folder: SweepFolder, config: SweepConfig, arrays: Arrays | None = None)
         CacheError, RunError, OSError: what would stop every other trial too; trials that ended are kept.
     """
     config = config.here()
-    shelf = Shelf(FeatureStore.open(config.cache), pick_device(config.device), Progress())
-    shelf.held = arrays or {}
+    shelf = Shelf(FeatureStore.open(config.cache), pick_device(config.device), Progress(), arrays)
     with joined(folder.path) as claims:
         source = source_of(folder, config)
         while trial := take(source, folder, claims):

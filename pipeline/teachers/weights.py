@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
+from polyp_difom.pipeline.files import sha256_of
 
 _BLOCK = 1 << 20
 
@@ -52,17 +53,12 @@ def fetch(source: str, *, teacher: str, licence: str = "unknown", say: Callable[
     target = _target(url, digest)
     if not target.is_file():
         _download(url, digest, target, teacher, lambda size: say(f"downloading {url}: {size}, licence {licence}"))
-    elif (actual := _sha256(target)) != digest:
+    elif (actual := sha256_of(target)) != digest:
         raise MissingDependencyError(
             f"the downloaded weights of teacher {teacher!r} are damaged", where=target, got=f"sha256 {actual}",
             wanted=f"sha256 {digest}", remedy="delete the file; it is downloaded again",
         )  # fmt: skip
     return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def downloaded(source: str) -> Path | None:

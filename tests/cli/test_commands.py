@@ -89,7 +89,7 @@ def slowed(real, seconds):
     return run
 
 Runner.embed = slowed(Runner.embed, 0.1)
-Trainer._step = slowed(Trainer._step, 0.05)
+Trainer.step = slowed(Trainer.step, 0.05)
 sys.argv = ["polyp-difom", *sys.argv[1:]]
 from polyp_difom.cli.main import main
 main()

@@ -49,7 +49,7 @@ def test_a_loss_that_is_not_finite_names_step_and_frames_and_keeps_the_last_whol
 def test_a_step_that_runs_out_of_memory_says_how_many_frames_it_had(
     distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_step", lambda self, batch, step: torch.empty(1 << 52))
+    monkeypatch.setattr(Trainer, "step", lambda self, batch, step: torch.empty(1 << 52))
     with pytest.raises(RunError, match="out of memory") as caught:
         distill(distilling(), tmp_path / "run")
     assert "4 frames at once" in str(caught.value.details["where"])
@@ -59,6 +59,6 @@ def test_a_step_that_runs_out_of_memory_says_how_many_frames_it_had(
 def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
     distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_step", lambda self, batch, step: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(Trainer, "step", lambda self, batch, step: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         distill(distilling(), tmp_path / "run")
