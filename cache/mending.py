@@ -37,12 +37,13 @@ def rewrite(store: FeatureStore, key: str, shard: int, values: NDArray) -> None:
     spec, rows = store.manifest.arrays[key], store.shards[shard]
     if spec.is_float and not np.isfinite(values).all():
         raise CacheError(f"{key} is not finite in shard {shard}", where=store.location, wanted="finite values")
-    with explained(f"writing shard {shard} of {key}", store.location), zarr.config.set({"array.write_empty_chunks": True}):
+    with explained(f"writing shard {shard} of {key}", store.location):
         array = store.root[key]
         assert isinstance(array, zarr.Array)  # noqa: S101
         file = store.sharded(key).file(shard)
         store.location.delete(file)  # Zarr would merge into a shard that is there, and fail on a damaged one.
-        array[rows.start : rows.stop] = values.reshape(len(rows), *spec.shape)
+        whole = array.with_config({"write_empty_chunks": True})
+        whole[rows.start : rows.stop] = values.reshape(len(rows), *spec.shape)
         store.location.flush(file)
         sums.write(store.root, shard, {key: values}, store.manifest)
 

@@ -201,10 +201,9 @@ class FeatureStore(ReadableStore):
 
     def _put(self, key: str, rows: int | slice, values: NDArray[Any] | bool) -> None:
         """Writes rows of an array; chunks that equal the fill value too, which Zarr would leave out (an empty mask is data)."""
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            array = self.root[key]
+        array = self.root[key]
         assert isinstance(array, zarr.Array)  # noqa: S101
-        array[rows] = values
+        array.with_config({"write_empty_chunks": True})[rows] = values  # zarr.config would set it for other threads too
 
     def _require_writable(self) -> None:
         if not self.writable:

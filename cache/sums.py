@@ -102,7 +102,7 @@ def is_recorded(root: zarr.Group, keys: Collection[str]) -> bool:
 
 def _records(root: zarr.Group) -> Iterator[tuple[zarr.Array, dict[str, slice]]]:
     """The store's record and those of its extensions, each with the columns of its arrays; unreadable ones are left out."""
-    with zarr.config.set({"array.write_empty_chunks": True}), suppress(KeyError, ValueError, TypeError, AttributeError):
+    with suppress(KeyError, ValueError, TypeError, AttributeError):
         extensions = root.get("extensions")
         names = sorted(extensions.group_keys()) if isinstance(extensions, zarr.Group) else []
         for marks in ("", *(f"extensions/{name}/" for name in names)):

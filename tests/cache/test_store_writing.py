@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from polyp_difom.cache import skeleton
+from polyp_difom.cache import mending, skeleton
 from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.store import FeatureStore
 
@@ -173,3 +173,16 @@ def test_a_child_forked_by_the_writer_may_not_write(toy: Any, store: FeatureStor
         child.start()
         child.join(20)
     assert child.exitcode == 7
+
+
+def test_zarrs_settings_are_left_alone_since_other_threads_write_under_them_too(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zarr.config, "set", lambda *_, **__: pytest.fail("set for the whole process"))
+    store = toy.fill(toy.create(tmp_path / "quiet.zarr"))
+    assert store.verify() == []
+    with store.writing():
+        mending.rewrite(
+            store, MAPS, 1, store.read(MAPS, np.array(store.shards[1])).reshape(-1, *store.manifest.arrays[MAPS].chunk_shape)
+        )
+    assert store.verify() == []

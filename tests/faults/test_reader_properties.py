@@ -35,11 +35,10 @@ def write(folder: Path, spec: ArraySpec, per_shard: int, values: np.ndarray) -> 
     blosc = (
         [BloscCodec(typesize=values.dtype.itemsize, cname="zstd", clevel=3, shuffle="bitshuffle")] if spec.compressed else []
     )
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.open_group(folder, mode="w", zarr_format=3).create_array(
-            "a", shape=values.shape, shards=(per_shard, *spec.shape), chunks=(1,) * (1 + spec.chunk_dims) + spec.chunk_shape,
-            dtype=spec.dtype, compressors=[*blosc, Crc32cCodec()],
-        )  # fmt: skip
+    array = zarr.open_group(folder, mode="w", zarr_format=3).create_array(
+        "a", shape=values.shape, shards=(per_shard, *spec.shape), chunks=(1,) * (1 + spec.chunk_dims) + spec.chunk_shape,
+        dtype=spec.dtype, compressors=[*blosc, Crc32cCodec()], config={"write_empty_chunks": True},
+    )  # fmt: skip
     array[...] = values
     return array
 
