@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/polyp-difom
 DEMO   := runs/demo
 
-.PHONY: demo test torture lint extract-features install clean
+.PHONY: demo test torture load reproduce lint extract-features install clean
 
 install: $(VENV)/.installed
 
@@ -44,9 +44,18 @@ extract-features: $(VENV)/.installed $(filter data/synthetic,$(DATA))
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# make torture COUNT=300 SEED=0 MINUTES=60: kills, full and read-only disks, damaged stores, hostile files; a table at the end
+# opening and reading a store of 100,000 samples, 1,000 opens, figures and a page of 10,000 frames: what they cost
+load: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.load
+
+# make reproduce FOLDER=/tmp/small > here.json: digests of all that the flow makes; the same in another environment of this machine
+reproduce: $(VENV)/.installed
+	@$(BIN)/python -m tests.reproduce $(or $(FOLDER),/tmp/polyp-difom-reproduce)
+
+# make torture COUNT=300 SEED=0 MINUTES=60 [DATA=folder]: kills, full and read-only disks, damaged stores, hostile files; a table
 torture: $(VENV)/.installed
-	$(BIN)/python -m tests.faults.torture --count $(or $(COUNT),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),60)
+	$(BIN)/python -m tests.faults.torture --count $(or $(COUNT),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),60) \
+		$(if $(filter-out data/synthetic,$(DATA)),--data $(DATA))
 
 # the package imports as polyp_difom; the type checker finds it through a folder of links
 lint: $(VENV)/.installed
@@ -55,6 +64,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .types/polyp_difom
+	$(BIN)/pip check
 
 clean:
 	rm -rf $(VENV) .types build *.egg-info

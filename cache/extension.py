@@ -46,11 +46,10 @@ def begin(part: FeatureStore, groups: Iterable[str]) -> None:
     root = part.root
     with explained("laying out the extension", part.location):
         sealed = sealed_ids(root)
-        records = root.get(SEALED)
-        stale = [f"{SEALED}/{name}" for name in records.group_keys()] if isinstance(records, zarr.Group) else []
-        for group in (*(name for name in stale if name.split("/")[1] not in sealed), *groups):
-            if group in root:
-                del root[group]
+        records = {key.split("/")[1] for key in part.location.sizes() if key.startswith(f"{SEALED}/") and key.count("/") > 1}
+        for group in (*(f"{SEALED}/{name}" for name in sorted(records.difference(sealed))), *groups):
+            root.create_group(group, overwrite=True)  # a kill may have come before it was one
+            del root[group]
         write_arrays(root, part.manifest, len(part), part.marks)
 
 
@@ -70,6 +69,12 @@ def seal(part: FeatureStore, manifest: Manifest) -> FeatureStore:
         part.location.flush("zarr.json")
         spare.add(part.location, manifest, sealed)
     return FeatureStore.open(part.location.text)
+
+
+def finish(store: FeatureStore) -> None:
+    """Copies the small files of a sealed extension that a kill kept from being copied."""
+    with store.writing():
+        spare.add(store.location, store.manifest, sealed_ids(store.root))
 
 
 def sealed_ids(root: zarr.Group) -> list[str]:

@@ -211,6 +211,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "precision": manifest.precision,
         "teachers": [
             teacher.model_dump(include={"name", "channels", "licence", "contamination", "weights_digest"})
+            | {"kind": teacher.kind}
             for teacher in manifest.teachers
         ],
         "shards": {"done": int(done.sum()), "total": len(done)},

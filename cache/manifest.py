@@ -1,19 +1,13 @@
-"""What shaped a store: the manifest, its signature, and the table of samples.
-
-Shapes: n samples, v views, c channels, h w grid, s frame side.
-"""
+"""What shaped a store: the manifest and its signature. Shapes: v views, c channels, h w grid, s frame side."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,9 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from polyp_difom.cache.text import decode_text, encode_text, hex_digests, raw_digests
-
-SPLITS = ("train", "val", "test")
 Spectra = Literal["full", "low", "none"]
 """What is stored beside the maps: whole half spectra, their low block alone, or nothing."""
 CHUNK_OVERHEAD = 4 + 16 + 16
@@ -99,6 +90,10 @@ class ArraySpec(_Model):
         return np.nan if kind == "f" else int(np.iinfo(self.dtype).min) if kind == "i" else 0
 
 
+Kind = Literal["features", "mask"]
+"""What a teacher's maps are: features, or one channel that is the lesion's share of each cell, 0..1."""
+
+
 class MapEntry(_Model):
     """One of several maps of a teacher, and the stored scales that are made from it."""
 
@@ -115,6 +110,7 @@ class TeacherEntry(_Model):
         stride: input pixels per cell of its map, of the finest where several are stored.
         native_channels, channels: of that map, and how many of them are stored.
         maps: all maps where several are stored; a store of single maps is written without this field.
+        kind: of the maps; "features" is not written, so that stores keep the signature that they had before there were others.
     """
 
     name: str
@@ -127,12 +123,15 @@ class TeacherEntry(_Model):
     licence: str
     contamination: str
     maps: tuple[MapEntry, ...] = ()
+    kind: Kind = "features"
 
     @model_serializer(mode="wrap")
-    def _without_empty_maps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = handler(self)
         if not self.maps:
             fields.pop("maps", None)
+        if self.kind == "features":
+            fields.pop("kind", None)
         return fields
 
     def map_at(self, scale: str) -> tuple[int, int, int]:
@@ -189,7 +188,7 @@ class Manifest(_Model):
 
     def signature(self) -> str:
         """sha256 (hex) of the canonical JSON of everything except `software`."""
-        return hashlib.sha256(_canonical(self.model_dump(mode="json", exclude={"software"}))).hexdigest()
+        return hashlib.sha256(canonical(self.model_dump(mode="json", exclude={"software"}))).hexdigest()
 
     def differences(self, other: Manifest) -> list[tuple[str, Any, Any]]:
         """(dotted key, stored here, wanted by `other`) where the two disagree; "absent" for a key that one side lacks."""
@@ -208,85 +207,8 @@ def predicted_bytes(manifest: Manifest, n: int) -> int:
     return n * per_sample
 
 
-@dataclass(frozen=True)
-class SampleTable:
-    """One row a sample, in the order of every array's first dimension.
-
-    Args:
-        ids: unique names.
-        sha256: of the source image files, hex.
-        mask_sha256: of the source mask files, hex.
-        pixel_sha256: of the decoded source images, hex.
-        height, width: original size in pixels, int32 [n].
-        split: "train", "val" or "test".
-        dataset: name of the source dataset.
-
-    Raises:
-        ValueError: columns of unequal length, no rows, a repeated id, a malformed digest or an unknown split.
-    """
-
-    ids: list[str]
-    sha256: list[str]
-    mask_sha256: list[str]
-    pixel_sha256: list[str]
-    height: NDArray[np.int32]
-    width: NDArray[np.int32]
-    split: list[str]
-    dataset: list[str]
-
-    def __post_init__(self) -> None:
-        lengths = {len(column) for column in vars(self).values()}
-        if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"the columns of a sample table must be equally long and not empty, got lengths {sorted(lengths)}")
-        if len(set(self.ids)) != len(self.ids):
-            raise ValueError("the ids of a sample table must be unique")
-        digests = [*self.sha256, *self.mask_sha256, *self.pixel_sha256]
-        if any(len(digest) != 64 for digest in digests) or len(bytes.fromhex("".join(digests))) != 32 * len(digests):
-            raise ValueError("the sha256 columns must hold 64 hex digits a row")
-        if unknown := set(self.split) - set(SPLITS):
-            raise ValueError(f"unknown splits {sorted(unknown)}, wanted {SPLITS}")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def digest(self) -> str:
-        """sha256 (hex) over ids, file digests and splits; the order of rows matters."""
-        rows = list(zip(self.ids, self.sha256, self.mask_sha256, self.split, strict=True))
-        return hashlib.sha256(_canonical(rows)).hexdigest()
-
-    def to_arrays(self) -> dict[str, tuple[NDArray[Any], dict[str, Any]]]:
-        """Columns as fixed-size number arrays with attributes: text as UTF-8 bytes, names as codes of a table."""
-        datasets = sorted(set(self.dataset))
-        return {
-            "id": (encode_text(self.ids), {"encoding": "utf-8, zero padded"}),
-            "sha256": (raw_digests(self.sha256), {}),
-            "mask_sha256": (raw_digests(self.mask_sha256), {}),
-            "pixel_sha256": (raw_digests(self.pixel_sha256), {}),
-            "height": (np.asarray(self.height, np.int32), {"unit": "pixel"}),
-            "width": (np.asarray(self.width, np.int32), {"unit": "pixel"}),
-            "split": (np.array([SPLITS.index(name) for name in self.split], np.uint8), {"names": list(SPLITS)}),
-            "dataset": (np.array([datasets.index(name) for name in self.dataset], np.int32), {"names": datasets}),
-        }
-
-    @classmethod
-    def from_arrays(cls, columns: Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]) -> SampleTable:
-        """The inverse of `to_arrays`."""
-
-        def names(column: str) -> list[str]:
-            codes, attributes = columns[column]
-            return [attributes["names"][code] for code in codes.tolist()]
-
-        return cls(
-            ids=decode_text(columns["id"][0]),
-            **{name: hex_digests(columns[name][0]) for name in ("sha256", "mask_sha256", "pixel_sha256")},
-            height=columns["height"][0],
-            width=columns["width"][0],
-            split=names("split"),
-            dataset=names("dataset"),
-        )
-
-
-def _canonical(value: object) -> bytes:
+def canonical(value: object) -> bytes:
+    """JSON of one spelling, for digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

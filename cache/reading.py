@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from polyp_difom.cache import constants
 from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.location import Location, explained
-from polyp_difom.cache.manifest import ArraySpec, Manifest, SampleTable
+from polyp_difom.cache.manifest import ArraySpec, Manifest
 from polyp_difom.cache.origin import Origin
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.cache.shards import UNWRITTEN, ChunkFault, ShardedArray, chunk_numbers
 from polyp_difom.cache.skeleton import LEDGER_FIELDS, read_manifest, read_samples, read_small
 

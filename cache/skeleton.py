@@ -16,7 +16,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from polyp_difom.cache import sums
 from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.location import Location, explained, stranger_in
-from polyp_difom.cache.manifest import SCHEMA_VERSION, ArraySpec, Manifest, SampleTable
+from polyp_difom.cache.manifest import SCHEMA_VERSION, ArraySpec, Manifest
+from polyp_difom.cache.samples import SampleTable
 
 FORMAT = "polyp-difom feature store"
 UNFINISHED = {"zarr_format": 3, "node_type": "group", "attributes": {"format": FORMAT}}

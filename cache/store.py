@@ -25,9 +25,10 @@ from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.inspection import Damage
 from polyp_difom.cache.location import Location, built_aside, explained, remove_strays
 from polyp_difom.cache.lock import exclusive_lock
-from polyp_difom.cache.manifest import Manifest, SampleTable
+from polyp_difom.cache.manifest import Manifest
 from polyp_difom.cache.payload import check_shard
 from polyp_difom.cache.reading import ReadableStore
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.cache.skeleton import (
     DELETE_OR_MOVE,
     HOST_BYTES,

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.cli import bench_sweep, bench_teacher, options
+from polyp_difom.cli import bench_sweep, bench_teacher, bench_train, options
 from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
 
 app = typer.Typer(help="Measure speed and size on this machine.", no_args_is_help=True)
 app.command()(bench_teacher.teacher)
 app.command()(bench_sweep.sweep)
+app.command()(bench_train.train)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cli import cache_tables as tables
 from polyp_difom.cli import options
-from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
+from polyp_difom.cli.console import Terminal, echo, guarded, print_json, print_table
 
 if TYPE_CHECKING:
     from polyp_difom.cache.store import FeatureStore
@@ -32,7 +32,10 @@ def info(store: Store, as_json: options.Json = False) -> None:
         print_json(summary)
         return
     print_table(["store", summary["path"]], tables.overview(summary))
-    rows = [[t["name"], str(t["channels"]), t["licence"], t["contamination"]] for t in summary["teachers"]]
+    rows = [
+        [t["name"], f"{t['channels']}{' (mask)' if t['kind'] == 'mask' else ''}", t["licence"], t["contamination"]]
+        for t in summary["teachers"]
+    ]
     print_table(["teacher", "channels", "licence of the weights", "polyp frames in its training?"], rows)
     print_table(["array", "shape of one sample", "dtype", "MiB"], tables.arrays(summary))
     if summary["measured"]:
@@ -69,14 +72,14 @@ def verify(
 
         restored = restore_metadata(store)
         for name in restored:
-            typer.echo(f"{name}: put back from the store's copy", err=True)
+            echo(f"{name}: put back from the store's copy", err=True)
     opened = FeatureStore.open(store)
     for lack in untold(opened):
         terminal.say(f"note: {lack}; --recompute asks the live teachers")
     with terminal.task("verifying", len(opened.manifest.arrays) * len(opened.shards)) as advance:
         damages = opened.verify(lambda done, total: advance(1))
     for damage in damages:
-        typer.echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
+        echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
     said: dict[str, Any] = {"store": store, "restored": restored, "damaged": [asdict(damage) for damage in damages]}
     done: Repair | None = None
     if damages and repair:
@@ -119,7 +122,7 @@ def show(
     buffer = io.BytesIO()
     draw(FeatureStore.open(store), sample, view).save(buffer, "PNG")
     write_bytes(output, buffer.getvalue())
-    typer.echo(output)
+    echo(output)
 
 
 @app.command()
@@ -166,8 +169,8 @@ def prune(
         print_json({"store": store, "dry_run": dry_run, "bytes": total, "files": [asdict(item) for item in found]})
         return
     for item in found:
-        typer.echo(f"{item.key}: {item.size:,} bytes, {item.reason}")
-    typer.echo(f"{store}: {len(found)} files, {total:,} bytes {'would go' if dry_run else 'deleted'}")
+        echo(f"{item.key}: {item.size:,} bytes, {item.reason}")
+    echo(f"{store}: {len(found)} files, {total:,} bytes {'would go' if dry_run else 'deleted'}")
 
 
 @app.command()
@@ -185,7 +188,7 @@ def export(
     """Copy frames, masks, maps (int8 ones as float16) and spectra into plain files, with samples.csv and manifest.json."""
     from polyp_difom.cache.exporting import export as copy
     from polyp_difom.cache.exporting import exported
-    from polyp_difom.cache.manifest import SPLITS
+    from polyp_difom.cache.samples import SPLITS
     from polyp_difom.cache.store import FeatureStore
     from polyp_difom.pipeline import schema
 
@@ -202,7 +205,7 @@ def export(
         print_json({"folder": str(output), "samples": rows, "bytes": total, "files": written})
         return
     for name in written:
-        typer.echo(output / name)
+        echo(output / name)
 
 
 def _weights(text: str) -> tuple[str, str]:
@@ -242,7 +245,7 @@ def _settle(store: str, damaged: int, done: Repair | None, as_json: bool) -> Non
             for m in done.mended
         ] + done.records
     for line in [] if as_json else lines:
-        typer.echo(line)
+        echo(line)
     if damaged and done is None:
         raise CacheError(
             "the store is damaged", where=store, got=f"{damaged} damaged places", wanted="none",

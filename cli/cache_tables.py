@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from polyp_difom.cli.console import print_table
+from polyp_difom.cli.console import echo, print_table
 
 if TYPE_CHECKING:
     from polyp_difom.cache.compare import Difference
@@ -32,11 +30,11 @@ def tell_difference(found: Difference) -> None:
         ("of another file or split", found.changed), ("not complete, not compared", found.unfinished),
     ):  # fmt: skip
         if ids:
-            typer.echo(f"{len(ids)} samples {what}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
+            echo(f"{len(ids)} samples {what}: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     if found.arrays:
         rows = [[a.key, str(a.samples), f"{a.largest:.4g}", f"{a.cosine:.6f}"] for a in found.arrays]
         print_table(["array", f"samples that differ, of {found.shared}", "largest difference", "cosine"], rows)
-    typer.echo("the stores are equal" if found.equal else "the stores differ")
+    echo("the stores are equal" if found.equal else "the stores differ")
 
 
 def overview(summary: dict[str, Any]) -> list[list[str]]:

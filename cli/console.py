@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from polyp_difom.cache.errors import DISK_FAULTS, PolypDifomError, RunError
+from polyp_difom.cache.errors import DISK_FAULTS, PolypDifomError, RunError, shown
 from polyp_difom.pipeline.progress import Advance, Progress
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -86,7 +86,7 @@ class Terminal(Progress):
     def say(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(shown(text), markup=False)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
@@ -108,6 +108,11 @@ class Terminal(Progress):
             yield lambda n: bar.advance(task, n)
 
 
+def echo(text: object, *, err: bool = False) -> None:
+    """A line of result on stdout, or of warning on stderr; names in it are a stranger's."""
+    typer.echo(shown(text), err=err)
+
+
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     json.dump(value, sys.stdout, indent=2, default=str)
@@ -120,11 +125,11 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=shown(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
     for name, *cells in zip(columns, *rows, strict=True):
         numeric = all(not cell or re.match(r"[+-]?[\d.,]*\d([ /%x]|$)", cell) for cell in cells)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(shown(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)

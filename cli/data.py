@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polyp_difom.cli import options
-from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
+from polyp_difom.cli.console import Terminal, echo, guarded, print_json, print_table
 
 if TYPE_CHECKING:
     from polyp_difom.pipeline.data.audit import AuditReport, Comparison
@@ -74,7 +74,7 @@ def synth(
 
     with Terminal(quiet).task("drawing frames", count) as advance:
         write_dataset(out, count, size, seed, progress=lambda done: advance(1))
-    typer.echo(f"{out}: {count} frames of {size} x {size}")
+    echo(f"{out}: {count} frames of {size} x {size}")
 
 
 def _print_report(report: AuditReport) -> None:
@@ -100,7 +100,7 @@ def _print_report(report: AuditReport) -> None:
     ]
     print_table(["finding", report.root], rows)
     for problem in report.errors[:SHOWN]:
-        typer.echo(f"{problem.path}: {problem.message}", err=True)
+        echo(f"{problem.path}: {problem.message}", err=True)
     _print_twins("test frames with a near-twin outside test", report.near_twins)
     for other in report.against:
         _print_twins(f"frames with a twin in {other.root}", other.twins)
@@ -121,7 +121,7 @@ def _identical(other: Comparison) -> str:
 
 def _print_twins(label: str, twins: list[Twin]) -> None:
     if twins:
-        typer.echo(f"{label}, {min(SHOWN, len(twins))} of {len(twins)} (all with --json):")
+        echo(f"{label}, {min(SHOWN, len(twins))} of {len(twins)} (all with --json):")
     for twin in twins[:SHOWN]:
         kind = "identical" if twin.identical else f"correlation {twin.correlation:.3f}"
-        typer.echo(f"  {twin.frame} ~ {twin.other}, {kind}" + ("" if twin.view == "identity" else f", {twin.view}"))
+        echo(f"  {twin.frame} ~ {twin.other}, {kind}" + ("" if twin.view == "identity" else f", {twin.view}"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polyp_difom.cli import options
-from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
+from polyp_difom.cli.console import Terminal, echo, guarded, print_json, print_table
 
 if TYPE_CHECKING:
     from polyp_difom.pipeline.evaluation.evaluate import Evaluation
@@ -64,7 +64,7 @@ def evaluate(
     else:
         _print_figures(result)
         _print_comparisons(result, against)
-        typer.echo(f"{result.record / 'results.csv'}" + (f"\n{result.record / 'overlays'}" if result.overlays else ""))
+        echo(f"{result.record / 'results.csv'}" + (f"\n{result.record / 'overlays'}" if result.overlays else ""))
     _warn(result)
 
 
@@ -111,7 +111,7 @@ def _print_comparisons(result: Evaluation, against: Path | None) -> None:
     theirs = sorted({figure.protocol for figure in result.published})
     if theirs and theirs != [result.protocol]:
         names = ", ".join(dict.fromkeys(figure.dataset for figure in result.published))
-        typer.echo(
+        echo(
             f"Published figures for {names} are under protocol {theirs[0]}, not comparable with {result.protocol}: "
             f"add --protocol {theirs[0]} to see them beside these."
         )
@@ -143,9 +143,9 @@ def _warn(result: Evaluation) -> None:
     if unexpected := {name: number for name, number in result.seen.items() if name != result.split}:
         known = ", ".join(f"{number} {name}" for name, number in unexpected.items())
         count = sum(unexpected.values())
-        typer.echo(f"warning: the run has seen {count} of these frames ({known}): not a test of it", err=True)
+        echo(f"warning: the run has seen {count} of these frames ({known}): not a test of it", err=True)
     if lost := [s.dataset for s in result.summaries if s.mdice == 0]:
-        typer.echo(f"warning: no lesion of {', '.join(lost)} was met in any frame: do the maps reach 0.5 at all?", err=True)
+        echo(f"warning: no lesion of {', '.join(lost)} was met in any frame: do the maps reach 0.5 at all?", err=True)
     emptied = [s.dataset for s in result.summaries if result.leaks and len(result.leaks.of(s.dataset)) == s.images]
     if emptied:
-        typer.echo(f"warning: every scored frame of {', '.join(emptied)} is leaked: nothing is left without them", err=True)
+        echo(f"warning: every scored frame of {', '.join(emptied)} is leaked: nothing is left without them", err=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.cli import options
 from polyp_difom.cli.console import Terminal, guarded, print_json
+
+if TYPE_CHECKING:
+    from polyp_difom.pipeline.plan import ExtractConfig
 
 
 @guarded
@@ -43,6 +46,7 @@ def extract(
     address: Annotated[str | None, typer.Option(help="HOST:PORT of a running Ray cluster, or auto; else a local one.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Ray workers; else as many as GPUs, or one a machine.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs of a Ray worker; 0.5: two share one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, time the teachers, say what it will take.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -69,6 +73,9 @@ def extract(
         seed=seed, batch_size=batch_size, device=device, precision=precision,
         part_id=part_id, num_parts=num_parts,
     )  # fmt: skip
+    if dry_run:
+        foresee(config, as_json, quiet)
+        return
     check_engine(engine, {"--address": address, "--workers": workers, "--gpus-per-worker": gpus_per_worker})
     part, follows = Part(), False
     if engine == "ray":
@@ -90,6 +97,20 @@ def extract(
         typer.echo(f"{cache}: part {part.index} of {part.count} is done, {shards - len(pending)} of {shards} shards are there")
     else:
         typer.echo(f"{cache}: {len(store)} frames, complete\nnext: polyp-difom distill --cache {cache}")
+
+
+def foresee(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
+    """What an extraction will take, on stdout."""
+    from polyp_difom.pipeline.preview import preview
+
+    found = preview(config, Terminal(quiet))
+    if as_json:
+        print_json(found.as_json())
+        return
+    room = f", {found.free_bytes / 2**20:,.0f} MiB free" if found.free_bytes is not None else ""
+    typer.echo(f"{found.frames} frames x {found.views} views in {found.shards} shards: {found.bytes / 2**20:,.1f} MiB{room}")
+    for name, seconds in found.seconds.items():
+        typer.echo(f"{name}: {seconds / 60:.1f} minutes on {found.device} in {found.precision}, one process")
 
 
 def check_engine(engine: str, of_ray: dict[str, object]) -> None:

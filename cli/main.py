@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from polyp_difom.cli import (
+    agree,
     bench,
     cache,
     data,
@@ -46,7 +47,7 @@ def root(
     """Research software, not a medical device."""
 
 
-for module in (extract, distill, evaluate, predict, export, report, slurm, doctor):
+for module in (extract, distill, evaluate, agree, predict, export, report, slurm, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(data.app, name="data")
 cache.app.command()(extend.extend)

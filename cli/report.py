@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from polyp_difom.cli import options
-from polyp_difom.cli.console import Terminal, guarded, print_json, print_table
+from polyp_difom.cli.console import Terminal, echo, guarded, print_json, print_table
 
 
 @guarded
@@ -39,4 +39,4 @@ def report(
             change = f"{gain.mean:+.4f} ({gain.interval[0]:+.4f} to {gain.interval[1]:+.4f})" if gain else absent
             rows.append([r.name, r.objective or "?", s.dataset, str(s.images), f"{s.mdice:.4f}", f"{s.miou:.4f}", change])
     print_table(["run", "objective", "data set", "images", "mDice", "mIoU", "gain over the control (95 %)"], rows)
-    typer.echo(f"page with pictures: {out}")
+    echo(f"page with pictures: {out}")

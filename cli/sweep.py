@@ -37,6 +37,9 @@ def sweep(
         typer.Option(help="'student=unet,light objective=none,multiscale teachers=sam,sam+dinov2 seed=0..2'."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of these options, with `factors`; flags win over it.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Base settings: those of `distill --preset`, where no factor varies.")
+    ] = None,
     sampler: Annotated[str, typer.Option(help="grid (every combination), random, or tpe (guided, by Optuna).")] = "grid",
     trials: Annotated[int | None, typer.Option(help="How many, for random and tpe.")] = None,
     optimise: Annotated[str, typer.Option(help="Goals of tpe: dice, or dice,latency for the front of both.")] = "dice",
@@ -66,12 +69,12 @@ def sweep(
     if context.invoked_subcommand:
         return
     check_engine(engine, {"--address": address, "--gpus-per-trial": gpus_per_trial})
-    goes_on = resume and grid is None and config is None
+    goes_on = resume and grid is None and config is None and preset is None
     if goes_on and out is None:
         raise UsageError("which sweep?", where="--resume", wanted="--resume -o FOLDER")
     settings = _settings(context, config, dict(  # noqa: C408
-        cache=cache, grid=grid, sampler=sampler, trials=trials, optimise=optimise, prune=prune, sampler_seed=sampler_seed,
-        jobs=jobs, threads=threads, device=device, stage_dir=str(stage_dir) if stage_dir else None,
+        cache=cache, grid=grid, preset=preset, sampler=sampler, trials=trials, optimise=optimise, prune=prune,
+        sampler_seed=sampler_seed, jobs=jobs, threads=threads, device=device, stage_dir=str(stage_dir) if stage_dir else None,
     ), begun=out if goes_on else None)  # fmt: skip
     folder = out or Path("sweeps") / Path((settings.cache if settings else "").rstrip("/")).stem
     if dry_run:
@@ -129,6 +132,7 @@ def _settings(context: typer.Context, file: Path | None, flags: dict[str, Any], 
     Args:
         begun: folder of a sweep that goes on as it was begun, but for flags that were typed; None where there are none.
     """
+    from polyp_difom.pipeline.preset import read_preset
     from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
     from polyp_difom.pipeline.sweep.space import from_yaml, parse_grid
 
@@ -138,11 +142,13 @@ def _settings(context: typer.Context, file: Path | None, flags: dict[str, Any], 
             given["optimise"] = options.names(given["optimise"], "--optimise")
         return options.validated(SweepConfig, **(dict(SweepFolder.open(begun).config()) | given)) if given else None
     values = options.merged(context, file, flags)
-    grid, factors = values.pop("grid"), values.pop("factors", None)
+    grid, factors, preset = values.pop("grid"), values.pop("factors", None), values.pop("preset")
     values["factors"] = (from_yaml(factors) if factors else {}) | (parse_grid(grid) if grid else {})
     if not values["factors"]:
         wanted = "`factors:` in the file, or for instance --grid 'objective=none,multiscale seed=0..2'"
         raise UsageError("nothing to sweep", where=file or "--grid", wanted=wanted)
+    if preset is not None:
+        values["factors"] = from_yaml(read_preset(preset)) | values["factors"]
     if isinstance(values["optimise"], str):
         values["optimise"] = options.names(values["optimise"], "--optimise")
     return options.validated(SweepConfig, **values)

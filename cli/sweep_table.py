@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from polyp_difom.cli.console import print_table
+from polyp_difom.cli.console import echo, print_table
 
 if TYPE_CHECKING:
     from polyp_difom.pipeline.sweep.forecast import Forecast
@@ -33,7 +31,7 @@ def print_rows(found: list[Row]) -> None:
     print_table(COLUMNS, [cells(row) for row in found])
     for row in found:
         if row.error:
-            typer.echo(f"{row.name} failed: {row.error}")
+            echo(f"{row.name} failed: {row.error}")
 
 
 def print_forecast(predicted: Forecast) -> None:
@@ -44,10 +42,10 @@ def print_forecast(predicted: Forecast) -> None:
 
     table = [[row.name, number(row.minutes), number(row.bytes, 2**20), row.note] for row in predicted.trials]
     print_table(["trial", "minutes", "MiB", "note"], table)
-    typer.echo(
+    echo(
         f"{len(table)} trials, about {predicted.minutes:,.1f} minutes, {predicted.bytes / 2**20:,.1f} MiB of "
         f"{predicted.free_bytes / 2**20:,.0f} free, {predicted.store_bytes / 2**20:,.0f} MiB of the store in memory"
     )
-    typer.echo(predicted.reason)
+    echo(predicted.reason)
     if predicted.note:
-        typer.echo(predicted.note)
+        echo(predicted.note)

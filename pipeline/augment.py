@@ -8,6 +8,7 @@ Shapes: b batch, s frame side, c channels, h w grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,17 @@ def uniform(generator: torch.Generator, low: float, high: float, *shape: int) ->
     return torch.empty(shape).uniform_(low, high, generator=generator)
 
 
-def flip_views(tensor: Tensor, views: Tensor, axes: list[tuple[int, ...]]) -> Tensor:
-    """Each row of [b, ..., h, w] under its own view; `axes[v]` are the axes that view v reverses."""
+def rows_by_view(views: Tensor, axes: list[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    """Which rows of a batch are reversed along which axes, from their views [b]; `axes[v]` are those that view v reverses."""
+    rows = {reversed_axes: (views == view).nonzero().flatten() for view, reversed_axes in enumerate(axes) if reversed_axes}
+    return {reversed_axes: own for reversed_axes, own in rows.items() if len(own)}
+
+
+def flip_views(tensor: Tensor, flips: Mapping[tuple[int, ...], Tensor]) -> Tensor:
+    """Rows of [b, ..., h, w] reversed as `rows_by_view` says; the numbers lie on the tensor's device."""
     out = tensor.clone()
-    for view, reversed_axes in enumerate(axes):
-        rows = (views == view).nonzero().squeeze(1).to(tensor.device)
-        if reversed_axes and len(rows):
-            out[rows] = tensor[rows].flip(reversed_axes)
+    for reversed_axes, rows in flips.items():
+        out[rows] = tensor[rows].flip(reversed_axes)
     return out
 
 
@@ -52,10 +57,16 @@ def draw_affine(generator: torch.Generator, b: int, share: float = AFFINE_SHARE)
     return moved
 
 
-def resample(tensor: Tensor, matrices: Tensor, mode: str = "bilinear") -> Tensor:
-    """Float [b, c, h, w] moved by matrices [b, 2, 3]; what lies outside is mirrored in, alike for frames, masks and maps."""
-    grid = F.affine_grid(matrices.to(tensor.device), list(tensor.shape), align_corners=False)
-    return F.grid_sample(tensor, grid, mode=mode, padding_mode="reflection", align_corners=False)
+def resample(tensor: Tensor, matrices: Tensor, mode: str = "bilinear", grids: dict[torch.Size, Tensor] | None = None) -> Tensor:
+    """Float [b, c, h, w] moved by matrices [b, 2, 3]; what lies outside is mirrored in, alike for frames, masks and maps.
+
+    Args:
+        grids: where the sampling grids of these matrices are kept, by (h, w), for others of the same size.
+    """
+    grids, size = {} if grids is None else grids, tensor.shape[-2:]
+    if size not in grids:
+        grids[size] = F.affine_grid(matrices.to(tensor.device), [len(tensor), 1, *size], align_corners=False)
+    return F.grid_sample(tensor, grids[size], mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def draw_colour(generator: torch.Generator, b: int) -> Tensor:
@@ -65,7 +76,7 @@ def draw_colour(generator: torch.Generator, b: int) -> Tensor:
 
 def jitter_colour(frames: Tensor, colour: Tensor) -> Tensor:
     """Frames [b, 3, s, s] in 0..1 under what `draw_colour` drew."""
-    brightness, contrast, saturation, gains = colour.to(frames.device).split((1, 1, 1, 3), 1)
+    brightness, contrast, saturation, gains = colour.split((1, 1, 1, 3), 1)
     frames = frames * brightness * (1 + (gains - 1) / 2)
     frames = (frames - (mean := frames.mean((1, 2, 3), keepdim=True))) * contrast + mean
     grey = frames.mean(1, keepdim=True)

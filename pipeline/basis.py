@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-Mixing = Literal["hadamard", "random-orthogonal"]
+Mixing = Literal["hadamard", "random-orthogonal", "none"]
 
 ROUNDING = 1e-12
 """Variance below this share of the squared mean is beyond what float32 maps can express."""
@@ -30,7 +30,7 @@ class Basis:
         rotation: float64 [c, i], orthonormal rows (principal directions, mixed).
         scale: the one scalar that brings the mean stored variance to 1.
         explained: float64 [i], share of variance along each principal direction, descending.
-        mixing: "hadamard" or "random-orthogonal".
+        mixing: "hadamard" or "random-orthogonal"; "none" of `identity_basis`.
         steps: of maps that are stored as int8, by scale: what the integers are multiplied by, float32 [c].
     """
 
@@ -126,3 +126,9 @@ def fit_basis(moments: Moments, channels: int, seed: int = 0) -> Basis:
         explained=values / max(values.sum(), np.finfo(np.float64).tiny),
         mixing=mixing_kind(channels),
     )
+
+
+def identity_basis(channels: int) -> Basis:
+    """Channels as they are, for maps whose values are to be kept: probabilities."""
+    even = np.full(channels, 1 / channels)
+    return Basis(mean=np.zeros(channels), rotation=np.eye(channels), scale=1.0, explained=even, mixing="none")

@@ -64,6 +64,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that the device's memory is used up; the CPU's allocator has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
 @contextmanager
 def enough_memory(device: torch.device, batch_size: int | None = None) -> Iterator[None]:
     """Turns the device running out of memory into an error that a user can act on, and that names the batch size.
@@ -73,8 +78,8 @@ def enough_memory(device: torch.device, batch_size: int | None = None) -> Iterat
     """
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has none of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator: can't allocate" not in str(error):
+    except RuntimeError as error:
+        if not out_of_memory(error):
             raise
         where = f"{device}, {batch_size} frames at once" if batch_size else device
         raise RunError("out of memory", where=where, got=first_line(error), remedy="give a smaller --batch-size") from error

@@ -24,6 +24,7 @@ from polyp_difom.pipeline.fitting import bases_of
 from polyp_difom.pipeline.plan import check_space
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Arrays, Bases, MapsOfTeacher, Runner
+from polyp_difom.pipeline.teachers.guard import require_frame_size, warn_of_validation
 from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, implied_weights, load_teacher, weights_digest
 from polyp_difom.pipeline.workers import Part, fill
 
@@ -100,6 +101,7 @@ def extend(config: ExtendConfig, progress: Progress | None = None) -> FeatureSto
     added = (_teachers if config.teachers else _scales)(store, config, progress)
     part = extension.pending_part(store, added.manifest)
     if not part.manifest.arrays:
+        extension.finish(store)
         progress.say(f"{config.cache} holds all of that already, nothing to do")
         return store
     check_space(part.manifest, len(part), config.cache, progress, resumes=extension.is_begun(part))
@@ -124,6 +126,8 @@ def _teachers(store: FeatureStore, config: ExtendConfig, progress: Progress) -> 
         if teacher.spec.name in held:
             _require_same(held[teacher.spec.name], teacher, store)
     fresh = [teacher for teacher in loaded if teacher.spec.name not in held]
+    require_frame_size(fresh, layout.size)
+    warn_of_validation(fresh, store.samples, progress)
     groups = [schema.teacher_group(name) for name in [*held, *(teacher.spec.name for teacher in fresh)]]
     if len(set(groups)) != len(groups):
         raise UsageError("two teachers would share a group of the store", where="--teachers", got=", ".join(config.teachers))

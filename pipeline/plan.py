@@ -14,13 +14,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyp_difom.cache.errors import CacheError, DataError, UsageError
-from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, SampleTable, Spectra, SplitEntry, predicted_bytes
+from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, Spectra, SplitEntry, predicted_bytes
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, views
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
 from polyp_difom.pipeline.data.splitting import policy_name
 from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.teachers.guard import refuse_tested, require_frame_size, warn_of_validation
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
 READERS = 4
@@ -91,8 +93,10 @@ def gather_frames(config: ExtractConfig) -> Gathered:
 
 def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], precision: str, progress: Progress) -> Plan:
     """Decode every frame once (a bad file must stop the run before anything is written), then fix the manifest."""
+    require_frame_size(teachers, config.size)
     samples = _read_samples(found.pairs, config.size, progress)
-    _refuse_leaks(samples, [pair for pair in found.others if pair.split == "test"], progress)
+    _refuse_leaks(samples, [pair for pair in found.others if pair.split == "test"], teachers, progress)
+    warn_of_validation(teachers, samples, progress)
     counts = Counter(samples.dataset)
     manifest = Manifest(
         dataset_digest=samples.digest(),
@@ -118,14 +122,15 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
     return Plan(found.pairs, samples, manifest)
 
 
-def _refuse_leaks(samples: SampleTable, test: list[Pair], progress: Progress) -> None:
-    """Raises DataError where one picture, pixel for pixel, lies in two of train, val and test."""
+def _refuse_leaks(samples: SampleTable, test: list[Pair], teachers: list[Teacher], progress: Progress) -> None:
+    """Raises DataError where one picture, pixel for pixel, lies in two splits, or a teacher knows a test frame."""
     home: dict[str, tuple[str, str]] = {}
     for name, split, digest in zip(samples.ids, samples.split, samples.pixel_sha256, strict=True):
         _refuse_leak(home.setdefault(digest, (name, split)), (name, split))
     with ThreadPoolExecutor(READERS) as pool, progress.task("checking test frames for leaks", len(test)) as advance:
         for pair, digest in zip(test, pool.map(lambda pair: pixel_digest(read_image(pair.image)), test), strict=True):
             _refuse_leak(home.get(digest, (pair.id, "test")), (pair.id, "test"))
+            refuse_tested(teachers, pair.id, digest)
             advance(1)
 
 

@@ -189,7 +189,7 @@ def extract_command(store: FeatureStore) -> str:
     weights = [
         part
         for entry in manifest.teachers
-        if entry.contamination == OWN_WEIGHTS
+        if entry.contamination == OWN_WEIGHTS or entry.name.startswith("run:")
         for part in ("--weights", f"{entry.name}=PATH")
     ]
     sides = [part for entry in manifest.teachers for part in ("--input-size", f"{entry.name}={entry.input_size}")]

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyp_difom.cache.errors import RunError
+from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.pipeline.distributed import leads
 from polyp_difom.pipeline.files import contents
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
-    from polyp_difom.pipeline.distill import Trainer
+    from polyp_difom.pipeline.trainer import Trainer
+
+STATE = ("epoch", "best", "best_epoch", "pieces", "first_variance")
+"""What of a trainer, beside tensors, the next epoch depends on."""
 
 
 def write_student(trainer: Trainer, path: Path) -> None:
@@ -23,7 +26,7 @@ def write_student(trainer: Trainer, path: Path) -> None:
     manifest = trainer.store.manifest
     header = {**trainer.resolved, "frame_size": manifest.frame_size, "split": manifest.split.model_dump()}
     header |= {"epoch": trainer.epoch, "val_dice": trainer.best, "provenance": _provenance(trainer)}
-    write_checkpoint(path, trainer.student.state_dict(), header)
+    write_checkpoint(path, trainer.kept.state_dict(), header)
 
 
 def _provenance(trainer: Trainer) -> dict[str, Any]:
@@ -38,13 +41,14 @@ def _provenance(trainer: Trainer) -> dict[str, Any]:
 
 
 def save(trainer: Trainer, run: RunFolder) -> None:
-    """Everything that the next epoch depends on: student, heads, optimiser."""
+    """Everything that the next epoch depends on: student, its average, heads, optimiser."""
     tensors = {f"student.{name}": value for name, value in trainer.student.state_dict().items()}
     tensors |= {f"objective.{name}": value for name, value in trainer.objective.state_dict().items()}
+    if trainer.average:
+        tensors |= {f"average.{name}": value for name, value in trainer.kept.state_dict().items()}
     for number, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    header = {"epoch": trainer.epoch, "best": trainer.best, "first_variance": trainer.first_variance}
-    header["config"] = trainer.resolved
+    header = {name: getattr(trainer, name) for name in STATE} | {"config": trainer.resolved}
     write_checkpoint(run.resume_state, tensors, header)
 
 
@@ -68,6 +72,11 @@ def load(trainer: Trainer, run: RunFolder) -> None:
         RunError: the run was made with another configuration.
     """
     tensors, header = read_checkpoint(run.resume_state)
+    if lacking := [name for name in (*STATE, "config") if name not in header]:
+        raise RunError(
+            "the run's state is of an older version, or damaged", where=run.resume_state, got=f"no {lacking[0]}",
+            remedy="give --overwrite to start afresh",
+        )  # fmt: skip
     resolved, began_with = trainer.resolved, header["config"]
     if differing := {key for key in resolved.keys() & began_with if resolved[key] != began_with[key]} - {"cache"}:
         key = sorted(differing)[0]
@@ -76,18 +85,27 @@ def load(trainer: Trainer, run: RunFolder) -> None:
             got=f"{key} = {began_with[key]} when it was started, {resolved[key]} now",
             wanted="the same settings", remedy=f"polyp-difom distill --resume -o {run.path}",
         )  # fmt: skip
-    parts: dict[str, dict[str, Tensor]] = {"student": {}, "objective": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value
-    trainer.student.load_state_dict(parts["student"])
-    trainer.objective.load_state_dict(parts["objective"])
+    try:
+        trainer.student.load_state_dict(parts["student"])
+        trainer.kept.load_state_dict(parts["average" if trainer.average else "student"])
+        trainer.objective.load_state_dict(parts["objective"])
+    except RuntimeError as error:
+        raise RunError(
+            "the run's state is of another student or objective", where=run.resume_state, got=first_line(error),
+            wanted=f"that of {trainer.config.student}, objective {trainer.config.objective}",
+            remedy="give --overwrite to start afresh",
+        ) from error  # fmt: skip
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     for name, value in parts["optimizer"].items():
-        number, _, what = name.partition(".")
-        is_map = value.ndim == 4  # AdamW fuses its kernels only where moments lie like their parameters
-        state[int(number)][what] = value.contiguous(memory_format=torch.channels_last) if is_map else value
+        number, _, what = name.partition(".")  # fused kernels take it that moments lie like their parameters
+        state[int(number)][what] = torch.empty_like(parameters[int(number)]).copy_(value) if value.ndim else value
     trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": dict(state)})
-    trainer.epoch, trainer.best, trainer.first_variance = header["epoch"], header["best"], header["first_variance"]
+    for name in STATE:
+        setattr(trainer, name, header[name])
     if leads():
         run.truncate_history(trainer.epoch)

@@ -1,6 +1,6 @@
 """Run folders: made once, never overwritten, resumable; checkpoints are safetensors with a readable header.
 
-runs/<name>/{config.yaml, env.json, samples.csv, metrics.jsonl, train.log, checkpoints/{best,last}.safetensors}
+runs/<name>/{config.yaml, env.json, samples.csv, metrics.jsonl, train.log, plots/, checkpoints/{best,last}.safetensors}
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import platform
 import struct
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from polyp_difom.cache.errors import RunError, first_line
-from polyp_difom.cache.manifest import SampleTable
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.pipeline.files import append_text, contents, empty, write_bytes, write_csv, write_json, write_text
+from polyp_difom.pipeline.json_files import parsed, read_text
 from polyp_difom.pipeline.yaml_files import read_mapping
 
 CONTENTS = frozenset(
@@ -39,11 +40,20 @@ CONTENTS = frozenset(
         "results.md",
         "evaluation",
         "overlays",
+        "plots",
+        "tensorboard",
+        "agreement.json",
+        "report.html",
         "bench.json",
+        "pilots",
     ]
 )
 """What a run folder may hold; `--overwrite` deletes nothing else."""
 RESUME_STATE = "resume.safetensors"
+PILOTS = "pilots"
+"""Folder in a run's, of the trainings that chose its objective."""
+LARGEST_FIGURE = 1e15
+"""Of any epoch: larger ones are no loss, and no chart holds them."""
 
 
 class RunFolder:
@@ -56,31 +66,34 @@ class RunFolder:
         self.last = self.checkpoints / "last.safetensors"
         self.resume_state = self.checkpoints / RESUME_STATE
         self.metrics = path / "metrics.jsonl"
+        self.curves = path / "plots" / "curves.svg"
+        self.events = path / "tensorboard"
+        self.agreement = path / "agreement.json"
 
     @classmethod
-    def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
-        """A new, empty run folder.
+    def create(cls, path: Path, *, overwrite: bool = False, beside: str = "") -> RunFolder:
+        """A new run folder, empty but for `beside`.
 
         Raises:
             RunError: it exists and holds something, and `overwrite` was not asked for; or it cannot be made.
         """
         run = cls(path)
         try:
-            if run.refuse_to_lose(overwrite):
+            if run.refuse_to_lose(overwrite, beside):
                 run.resume_state.unlink(missing_ok=True)  # first: nothing half deleted is gone on with
-                empty(path)
+                empty(path, but=beside)
             run.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError("the run folder cannot be made", where=path, got=error.strerror, remedy="give another -o") from error
         return run
 
-    def refuse_to_lose(self, overwrite: bool) -> bool:
-        """Whether something is there to be replaced, after a check that it may be.
+    def refuse_to_lose(self, overwrite: bool, beside: str = "") -> bool:
+        """Whether something but `beside` is there to be replaced, after a check that it may be.
 
         Raises:
             RunError: the folder holds something, and `overwrite` was not asked for or it is no run.
         """
-        if not self.path.exists() or (self.path.is_dir() and not contents(self.path)):
+        if not self.path.exists() or (self.path.is_dir() and not contents(self.path) - {beside}):
             return False
         if not overwrite:
             raise RunError(
@@ -109,13 +122,23 @@ class RunFolder:
             raise RunError("the run has no checkpoint yet", where=path, remedy="polyp-difom distill ... --resume")
         return run
 
-    def describe(self, config: Mapping[str, Any], samples: SampleTable) -> None:
-        """Write the resolved configuration, the environment and the frames that the run learns from."""
+    def describe(self, config: Mapping[str, Any], samples: SampleTable, learned: Iterable[Mapping[str, str]] = ()) -> None:
+        """Write the resolved configuration, the environment and the frames that the run learns from.
+
+        Args:
+            learned: rows of frames that its teachers learned from: kept of frames that are not the run's own, and of those
+                that it is only selected on.
+        """
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         write_json(self.path / "env.json", environment())
-        rows = zip(samples.ids, samples.pixel_sha256, samples.split, strict=True)
+        rows = list(zip(samples.ids, samples.pixel_sha256, samples.split, strict=True))
         columns = ("id", "pixel_sha256", "split")
-        write_csv(self.path / "samples.csv", columns, (dict(zip(columns, row, strict=True)) for row in rows))
+        own = dict(zip(samples.pixel_sha256, samples.split, strict=True))
+        others = [
+            tuple(row[column] for column in columns) for row in learned
+            if own.get(row["pixel_sha256"], "") not in ("train", row["split"])
+        ]  # fmt: skip
+        write_csv(self.path / "samples.csv", columns, (dict(zip(columns, row, strict=True)) for row in [*rows, *others]))
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
@@ -127,19 +150,20 @@ class RunFolder:
 
     def seen(self) -> dict[str, str]:
         """Pixel digest of every frame that the run learned from or was selected on, with its split."""
-        return {row["pixel_sha256"]: row["split"] for row in self._samples()}
+        return {row["pixel_sha256"]: row["split"] for row in self.samples()}
 
     def datasets(self) -> set[str]:
         """Data sets that the run learned from."""
-        return {row["id"].partition("/")[0] for row in self._samples()}
+        return {row["id"].partition("/")[0] for row in self.samples()}
 
-    def _samples(self) -> list[dict[str, str]]:
+    def samples(self) -> list[dict[str, str]]:
+        """Rows of samples.csv: id, pixel_sha256 and split of every frame that the run, or a teacher of it, learned from."""
         path = self.path / "samples.csv"
         try:
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise RunError("the run's list of frames cannot be read", where=path, got=error.strerror) from error
+        except (OSError, ValueError, csv.Error) as error:
+            raise RunError("the run's list of frames cannot be read", where=path, got=first_line(error)) from error
         if lacking := {"id", "pixel_sha256", "split"} - set(rows[0] if rows else ()):
             raise RunError(
                 "the run's list of frames is damaged, or of an older version", where=path, got=f"no column {min(lacking)}",
@@ -152,17 +176,38 @@ class RunFolder:
         append_text(self.metrics, json.dumps(record, allow_nan=False) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All epochs' figures."""
-        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
-        try:  # a killed run may leave half a last line
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise RunError("the run's figures are damaged", where=self.metrics, got=str(error)) from error
+        """All epochs' figures: finite numbers, among them `epoch`, which rises, `val_dice` and `seconds`.
+
+        Raises:
+            RunError: they are damaged.
+        """
+        try:
+            lines = read_text(self.metrics).splitlines(keepends=True) if self.metrics.exists() else []
+            rows = [parsed(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a last line
+        except (OSError, ValueError) as error:
+            raise RunError("the run's figures are damaged", where=self.metrics, got=first_line(error)) from error
+        for number, row in enumerate(rows):
+            if not _is_epoch(row) or (number and row["epoch"] <= rows[number - 1]["epoch"]):
+                raise RunError(
+                    "the run's figures are damaged", where=f"{self.metrics}, line {number + 1}", got=str(row)[:160],
+                    wanted="numbers, one object an epoch, with epoch, val_dice and seconds",
+                )  # fmt: skip
+        return rows
 
     def truncate_history(self, epochs: int) -> None:
         """Forget figures of epochs that a resumed run will do again."""
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
         write_text(self.metrics, "".join(lines[:epochs]))
+
+
+def _is_epoch(row: object) -> bool:
+    """Whether a value can be an epoch's figures, none of them beyond what is drawn."""
+    return (
+        isinstance(row, dict)
+        and {"epoch", "val_dice", "seconds"} <= row.keys()
+        and isinstance(row["epoch"], int)
+        and all(type(value) in (int, float) and abs(value) < LARGEST_FIGURE for value in row.values())
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -184,7 +229,10 @@ def _git_state() -> str | None:
     here = Path(__file__)
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True, timeout=10).stdout
+        asked = ["git", *words]
+        return subprocess.run(  # noqa: S603  (constant words, and the git of the user's own PATH)
+            asked, cwd=here.parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # an installed copy may lie inside somebody else's checkout

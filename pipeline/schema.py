@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
-from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.errors import CacheError, UsageError, first_line
 from polyp_difom.cache.manifest import ArraySpec, Manifest, MapEntry, Spectra, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.basis import Basis
@@ -92,6 +93,35 @@ def maps_of_scales(spec: TeacherSpec, size: int, scales: tuple[str, ...]) -> dic
 def equivariance_group(teacher: str) -> str:
     """Group of the measured cosines of flipped maps against maps of flipped frames, one for each view."""
     return f"{teacher_group(teacher)}/equivariance"
+
+
+def learned_group(teacher: str) -> str:
+    """Group of the frames that a teacher learned from, where that is known."""
+    return f"{teacher_group(teacher)}/learned-from"
+
+
+_LEARNED = TypeAdapter(list[Annotated[dict[Literal["id", "pixel_sha256", "split"], str], Field(min_length=3)]])
+
+
+def learned_by(store: FeatureStore, teachers: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of `samples.csv` for the frames that these teachers learned from or were selected on, each picture once:
+    learned from counts before selected on.
+
+    Raises:
+        CacheError: they are damaged.
+    """
+    rows: list[dict[str, str]] = []
+    for teacher in teachers:
+        if (record := store.read_constants(learned_group(teacher))) is None:
+            continue
+        try:
+            rows += _LEARNED.validate_python(record[1].get("frames"))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise CacheError(
+                f"what teacher {teacher!r} learned from is damaged", where=store.location, got=first_line(error),
+                remedy="fetch the store again",
+            ) from error  # fmt: skip
+    return list({row["pixel_sha256"]: row for row in sorted(rows, key=lambda row: row["split"] == "train")}.values())
 
 
 def basis_record(
@@ -200,6 +230,7 @@ def teacher_entry(teacher: Teacher, config: Layout) -> TeacherEntry:
         licence=spec.licence,
         contamination=spec.contamination,
         maps=maps if len(maps) > 1 else (),
+        kind=spec.kind,
     )
 
 

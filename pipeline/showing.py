@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.manifest import TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.data.frames import flip
@@ -93,7 +94,8 @@ def show(store: FeatureStore, samples: Sequence[str] = (), view: str = "identity
     """A sheet with a row for each sample and teacher: frame, mask, then for each scale the map and its low and high band.
 
     Colours are fitted over the shown maps of a teacher and scale, so rows compare; the low band has its map's colours, the
-    high band (whose mean is zero) its own. Cells are enlarged without smoothing; the mask's outline lies over all of them.
+    high band (whose mean is zero) its own. Masks are grey, black at 0 and white at 1 (their high band at -0.5 and 0.5). Cells
+    are enlarged without smoothing; the true mask's outline lies over all of them.
 
     Args:
         samples: ids; empty for a few.
@@ -112,7 +114,7 @@ def show(store: FeatureStore, samples: Sequence[str] = (), view: str = "identity
     titles: list[str] = ["frame", "mask"]
     for scale, cells in store.manifest.scales.items():
         titles += [f"{scale}: map {cells} x {cells}", f"{scale}: low band", f"{scale}: high band"]
-    panels = {entry.name: _panels(store, entry.name, rows, view, masks) for entry in store.manifest.teachers}
+    panels = {entry.name: _panels(store, entry, rows, view, masks) for entry in store.manifest.teachers}
     captioned = []
     for number, row in enumerate(rows.tolist()):
         white = np.repeat(masks[number, :, :, None], 3, axis=2).astype(np.uint8) * 255
@@ -123,19 +125,27 @@ def show(store: FeatureStore, samples: Sequence[str] = (), view: str = "identity
 
 
 def _panels(
-    store: FeatureStore, teacher: str, rows: NDArray[np.int64], view: str, masks: NDArray[np.bool_]
+    store: FeatureStore, teacher: TeacherEntry, rows: NDArray[np.int64], view: str, masks: NDArray[np.bool_]
 ) -> list[list[Picture]]:
     """For each sample its pictures [s, s, 3]: map, low and high band of every scale."""
     chunks = np.stack([rows, np.full(len(rows), store.manifest.views.index(view))], 1)
     side, steps = store.manifest.frame_size, schema.steps_of(store)
     columns = []
     for scale in store.manifest.scales:
-        key = schema.embedding_key(teacher, scale)
+        key = schema.embedding_key(teacher.name, scale)
         maps = store.read(key, chunks).astype(np.float32) * steps.get(key, np.float32(1))
         low, high = (band.numpy() for band in spectra.split_bands(torch.from_numpy(maps)))
+        if teacher.kind == "mask":
+            columns += [_grey(maps), _grey(low), _grey(high + 0.5)]
+            continue
         colours = Colours.fit(maps)
         columns += [colours.paint(maps), colours.paint(low), Colours.fit(high).paint(high)]
     return [[_outlined(_enlarged(column[k], side), masks[k]) for column in columns] for k in range(len(rows))]
+
+
+def _grey(maps: NDArray) -> Picture:
+    """Maps [k, 1, h, w], 0..1, as [k, h, w, 3]."""
+    return np.moveaxis((255 * maps.clip(0, 1)).round().astype(np.uint8), 1, -1).repeat(3, -1)
 
 
 def _enlarged(picture: Picture, side: int) -> Picture:

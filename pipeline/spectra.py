@@ -6,6 +6,9 @@ band is symmetric in +-k, so low + high = the map exactly and |low|^2 + |high|^2
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -37,22 +40,39 @@ def column_weights(w: int, device: torch.device | None = None) -> Tensor:
     return weights
 
 
+@cache
+@torch.inference_mode(False)
 def low_mask(h: int, w: int, device: torch.device | None = None) -> Tensor:
-    """True where |ky| <= r and |kx| <= r, bool [h, w // 2 + 1], with r = cutoff(h, w)."""
+    """True where |ky| <= r and |kx| <= r, bool [h, w // 2 + 1], with r = cutoff(h, w); made once, not to be written to."""
     r = cutoff(h, w)
     ky = torch.fft.fftfreq(h, d=1.0 / h, device=device).abs()
     kx = torch.fft.rfftfreq(w, d=1.0 / w, device=device)
     return (ky[:, None] <= r + 0.5) & (kx[None, :] <= r + 0.5)
 
 
+@cache
+@torch.inference_mode(False)
+def low_pass(n: int, r: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Projection [n, n] of n values onto their waves of number -r..r; made once, not to be written to."""
+    apart = torch.arange(n, dtype=torch.float64)[:, None] - torch.arange(n, dtype=torch.float64)
+    waves = [2 * torch.cos(2 * math.pi * k / n * apart) for k in range(1, r + 1)]
+    return (torch.stack([torch.ones_like(apart), *waves]).sum(0) / n).to(device, dtype)
+
+
 def split_bands(maps: Tensor) -> tuple[Tensor, Tensor]:
     """(low, high) bands of maps [..., h, w], float32, low + high = maps.
 
     Split after resampling to the student's grid, never before: the cut-off counts waves per frame, not per cell.
+    The low band is a box of waves, so rows and columns are filtered apart, in real arithmetic.
     """
     maps = maps.float()
-    h, w = maps.shape[-2:]
-    low = inverse(spectrum(maps) * low_mask(h, w, maps.device), h, w)
+    (h, w), r = maps.shape[-2:], cutoff(*maps.shape[-2:])
+    rows, columns = (low_pass(n, r, maps.device, maps.dtype) for n in (h, w))
+    if maps.ndim == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+        cells = maps.movedim(1, -1)  # [b, h, w, c], as it lies in memory
+        low = (rows @ (columns @ cells).flatten(2)).view_as(cells).movedim(-1, 1)
+    else:
+        low = rows @ maps @ columns
     return low, maps - low
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.manifest import TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.basis import Moments
 from polyp_difom.pipeline.fitting import basis_rows
+from polyp_difom.pipeline.recipe import DistillConfig
 
 BLOCK_VALUES = 2**24
 """Values that are unpacked to float32 at once."""
@@ -37,6 +38,22 @@ class Subset:
     def resolved(self) -> dict[str, Any]:
         """As a run's configuration records it."""
         return {"scales": list(self.scales), "channels": self.channels, "views": self.views}
+
+
+def open_store(config: DistillConfig) -> FeatureStore:
+    """The complete store of a configuration.
+
+    Raises:
+        CacheError: it is missing, incomplete, damaged, or not the one that the configuration was made for.
+    """
+    store = FeatureStore.open(config.cache)
+    store.require_complete()
+    if config.signature not in (None, store.manifest.signature()):
+        raise CacheError(
+            "not the store that the configuration was made for", where=store.location, got=store.manifest.signature(),
+            wanted=config.signature, remedy="give that store, or take `signature` out of the configuration",
+        )  # fmt: skip
+    return store
 
 
 def choose_subset(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 TEACHER = "dinov2:small"
 Extracting = Callable[..., ExtractConfig]
 Distilling = Callable[..., DistillConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What Ray, torchrun and killed children leave in the temporary folder goes when the tests end; its path is short, for sockets."""
+    tmp_path_factory.getbasetemp()  # where failed tests are kept: not in there
+    get_temp_dir()  # of multiprocessing, which removes it itself when the process ends
+    with (
+        tempfile.TemporaryDirectory(prefix="difom-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)

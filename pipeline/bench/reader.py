@@ -19,7 +19,8 @@ import zarr
 from numpy.typing import NDArray
 
 from polyp_difom.cache.errors import CacheError, RunError, UsageError
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SampleTable, SplitEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SplitEntry
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.bench.latency import Latency, in_turn
 from polyp_difom.pipeline.progress import Progress

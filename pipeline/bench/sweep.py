@@ -234,7 +234,9 @@ class _Bench:
         """Wall seconds of a command."""
         self.progress.say(label)
         began = time.perf_counter()
-        done = subprocess.run([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(  # noqa: S603  (this program's own commands, without a shell)
+            [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        )
         _require_success(done.returncode, words[0], done.stderr)
         return time.perf_counter() - began
 
@@ -242,7 +244,9 @@ class _Bench:
         """Most bytes that a command and its processes held at once."""
         self.progress.say(label)
         with (self.folder / "stderr").open("w+") as errors:
-            process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=errors, text=True)
+            process = subprocess.Popen(  # noqa: S603  (likewise)
+                [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=errors, text=True
+            )
             peak = 0
             try:
                 while process.poll() is None:

@@ -19,11 +19,14 @@ from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.pipeline.evaluation.calibration import Calibration, calibration
 from polyp_difom.pipeline.evaluation.scoring import Case, ImageScore, Measures, Scored, get_protocol, scored
 from polyp_difom.pipeline.files import write_csv, write_text
+from polyp_difom.pipeline.json_files import read_json
 
 # (name, from, to): share of the frame that the lesion covers, from <= share < to
 SIZE_BANDS = (("small", 0.0, 0.05), ("medium", 0.05, 0.15), ("large", 0.15, float("inf")))
 _RESAMPLES = 2000
 _SEED = 0
+_LARGEST = 1e6
+"""Of any score: distances are in pixels."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ def read_scores_csv(path: Path) -> list[ImageScore]:
         DataError: no such file, other columns, or a cell that cannot be read.
     """
     columns: dict[str, Callable[[str], Any]] = {
-        "str": str, "int": int, "float": float, "float | None": lambda cell: float(cell) if cell else None,
+        "str": str, "int": int, "float": _number, "float | None": lambda cell: _number(cell) if cell else None,
     }  # fmt: skip
     readers = {field.name: columns[str(field.type)] for field in fields(ImageScore)}
     remedy = "evaluate the run again"
@@ -241,6 +244,13 @@ def read_scores_csv(path: Path) -> list[ImageScore]:
         ) from error
 
 
+def _number(cell: str) -> float:
+    value = float(cell)
+    if not 0 <= value < _LARGEST:
+        raise ValueError(f"{cell[:40]!r} is no score")
+    return value
+
+
 def write_summary(path: Path, summary: Summary) -> None:
     """Write a summary as JSON; floats keep every digit and the file appears whole or not at all."""
     write_text(path, json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
@@ -253,11 +263,11 @@ def read_summary(path: Path) -> Summary:
         DataError: no such file, or not a summary.
     """
     try:
-        return TypeAdapter(Summary).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        return TypeAdapter(Summary).validate_python(read_json(path))
     except FileNotFoundError as error:
         raise DataError("no summary", where=path, wanted="a file", remedy="evaluate the run again") from error
-    except (ValueError, ValidationError) as error:
-        raise DataError("not a summary", where=path, got=error, remedy="evaluate the run again") from error
+    except (OSError, ValueError, ValidationError) as error:
+        raise DataError("not a summary", where=path, got=str(error)[:300], remedy="evaluate the run again") from error
 
 
 def _by_id(scores: Sequence[ImageScore]) -> dict[tuple[str, str, str], ImageScore]:

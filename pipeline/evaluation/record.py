@@ -14,21 +14,24 @@ results.* are made anew from the figures below evaluation/ each time, so the two
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from polyp_difom.cache.errors import RunError
-from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.pairing import Pair, printable
 from polyp_difom.pipeline.data.sources import Source
 from polyp_difom.pipeline.evaluation.metrics import Summary, read_scores_csv, read_summary, write_scores_csv, write_summary
 from polyp_difom.pipeline.evaluation.scoring import ImageScore
 from polyp_difom.pipeline.evaluation.tables import csv_table, markdown
 from polyp_difom.pipeline.evaluation.targets import Target, open_target
 from polyp_difom.pipeline.files import sha256_of, write_csv, write_json, write_text
+from polyp_difom.pipeline.header import checked
+from polyp_difom.pipeline.json_files import read_json
 from polyp_difom.pipeline.models.strangers import require_closed
 
 LEFT_OUT = "without-leaks"
@@ -37,15 +40,29 @@ RESULTS = ("results.csv", "results.json", "results.md")
 
 
 class ScoredFrame(NamedTuple):
-    """Where a frame was read from, and the digest of its image file: nothing else may be drawn on a page."""
+    """Where a frame was read from, and the digests of its two files: nothing else may be drawn on a page."""
 
     image: Path
     mask: Path
     image_sha256: str
+    mask_sha256: str
 
     def is_unchanged(self) -> bool:
-        """Both files are there, and the image is what was scored."""
-        return self.image.is_file() and self.mask.is_file() and sha256_of(self.image) == self.image_sha256
+        """Both files are what was scored."""
+        return _is(self.image, self.image_sha256) and _is(self.mask, self.mask_sha256)
+
+
+class _About(BaseModel):
+    """What target.json holds."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    kind: Literal["run", "checkpoint", "onnx", "torchscript", "openvino", "hub-folder", "masks"]
+    path: str
+    name: str
+    sha256: str | None
+    header: dict[str, Any]
+    parameters: int | None = Field(ge=0, lt=10**12)
 
 
 class EvaluationRecord:
@@ -67,7 +84,7 @@ class EvaluationRecord:
             RunError: nothing was evaluated into this folder, or something in it leads out of it.
         """
         record = cls(path)
-        require_closed(record.folder)
+        require_closed(path)
         if not record._target_file.is_file():
             raise RunError(
                 "not evaluated", where=path, wanted="a run folder, or a folder that `polyp-difom evaluate -o` made",
@@ -103,7 +120,7 @@ class EvaluationRecord:
     @property
     def name(self) -> str:
         """For tables: the folder's, which is the target's own unless `evaluate -o` said otherwise."""
-        return self.path.absolute().name
+        return printable(self.path.absolute().name)
 
     @property
     def home(self) -> Path:
@@ -120,10 +137,15 @@ class EvaluationRecord:
         Raises:
             RunError: the file is damaged.
         """
-        about = _read_json(self._target_file)
-        wanted = {"kind", "path", "name", "sha256", "header", "parameters"}
-        if not isinstance(about, dict) or not wanted <= about.keys() or not isinstance(about["header"], dict):
-            raise RunError("the record of an evaluation is damaged", where=self._target_file, remedy="evaluate again")
+        path = self._target_file
+        try:
+            about = _About.model_validate(read_json(path)).model_dump()
+        except (OSError, ValueError) as error:
+            raise RunError(
+                "the record of an evaluation is damaged", where=path, got=str(error)[:300], remedy="evaluate again"
+            ) from error
+        if about["header"]:
+            checked(about["header"], path)
         return about
 
     def target(self, device: str = "auto") -> Target:
@@ -150,7 +172,13 @@ class EvaluationRecord:
 
     def summaries(self, protocol: str) -> dict[str, Summary]:
         """Figures by "<data set> (<split>)"; {} where nothing was scored under this protocol."""
-        return {label: read_summary(path) for label, path in self.files(protocol, "json")}
+        found = {label: read_summary(path) for label, path in self.files(protocol, "json")}
+        if strange := [label for label, summary in found.items() if summary.protocol != protocol]:
+            raise RunError(
+                "the figures are not of their folder's protocol", where=self.folder / protocol, got=strange[0], wanted=protocol,
+                remedy="evaluate again",
+            )  # fmt: skip
+        return found
 
     def without_leaks(self, protocol: str) -> dict[str, Summary]:
         """Likewise the figures without leaked frames, of those sets where leaks were looked for and found."""
@@ -164,10 +192,12 @@ class EvaluationRecord:
         with path.open(newline="", encoding="utf-8") as file:
             try:
                 return {
-                    row["id"]: ScoredFrame(Path(row["image"]), Path(row["mask"]), row.get("image_sha256") or "")
+                    row["id"]: ScoredFrame(
+                        Path(row["image"]), Path(row["mask"]), row.get("image_sha256") or "", row.get("mask_sha256") or ""
+                    )
                     for row in csv.DictReader(file)
                 }
-            except (KeyError, TypeError) as error:
+            except (KeyError, TypeError, ValueError, csv.Error) as error:
                 raise RunError("the list of scored frames is damaged", where=path, remedy="evaluate again") from error
 
     def forget(self) -> None:
@@ -184,7 +214,8 @@ class EvaluationRecord:
             "header": target.header, "parameters": target.info.parameters if target.info else None,
         }  # fmt: skip
         known = self.frames() | {
-            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), sha256_of(pair.image)) for pair in pairs
+            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), sha256_of(pair.image), sha256_of(pair.mask))
+            for pair in pairs
         }
         rows = [{"id": name, **frame._asdict()} for name, frame in known.items()]
         write_csv(self.folder / "frames.csv", ("id", *ScoredFrame._fields), rows)
@@ -261,8 +292,8 @@ def rows_of_other(
     return {name: rows[f"{name} ({split})"] for name in datasets}
 
 
-def _read_json(path: Path) -> Any:
+def _is(path: Path, digest: str) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError("the record of an evaluation is damaged", where=path, got=error, remedy="evaluate again") from error
+        return path.is_file() and sha256_of(path) == digest
+    except (OSError, ValueError):
+        return False

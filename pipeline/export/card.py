@@ -79,8 +79,21 @@ Small public data sets from few centres; no video, no other organs, no other dev
 answered with one. A teacher that has seen test frames in its own training makes figures look better than they are.
 """
 RECIPE = (
-    *("student", "objective", "teachers", "epochs", "batch_size", "learning_rate", "weight_decay", "distill_weight", "affine"),
-    *("seed", "precision", "split", "epoch", "val_dice", "signature"),
+    *("student", "objective", "teachers", "epochs", "batch_size", "learning_rate", "weight_decay", "distill_weight"),
+    *(
+        "weight_schedule",
+        "drop_teachers",
+        "loss",
+        "optimizer",
+        "schedule",
+        "clip",
+        "ema",
+        "patience",
+        "flips",
+        "colour",
+        "affine",
+    ),
+    *("auto", "seed", "precision", "split", "epoch", "val_dice", "signature"),
 )
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.pipeline.models.exported import Description, Port, Precision
 from polyp_difom.pipeline.students.protocol import Student
 
 LOCAL = ("cache", "device", "export")
 """Of the header, what concerns the machine that trained, or an earlier export, and no one else."""
+LARGEST = 1e15
+"""Of any figure; infinite ones, and what is none, stay text."""
 RESEARCH = "research and educational use only"
 TERMS = {
     "kvasir-seg": f"Kvasir-SEG (Simula; Jha et al., MMM 2020): {RESEARCH}",
@@ -70,8 +73,15 @@ def figures_of(model: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], 
     path = model / "results.csv"
     if not path.is_file():
         return tuple(header.get("export", {}).get("figures", ()))
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(
+            "the run's figures cannot be read", where=path, got=first_line(error), remedy="evaluate again"
+        ) from error
+    if any(None in row or None in row.values() for row in rows):
+        raise RunError("the run's figures are damaged", where=path, got="a row of another length", remedy="evaluate again")
     return tuple({name: _number(value) for name, value in row.items() if value} for row in rows)
 
 
@@ -83,7 +93,8 @@ def _per_channel(values: Tensor) -> tuple[float, float, float]:
 def _number(text: str) -> float | int | str:
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        return value if abs(value) < LARGEST else text
     return text

@@ -111,6 +111,8 @@ def _stored(header: Mapping[str, Any], count: int) -> Frames:
     """Squared frames of the run's own store; CacheError where it cannot be read or is another one by now."""
     if not header.get("cache"):
         raise CacheError("the file does not say where the run's store is")
+    if "://" in header["cache"]:
+        raise CacheError("the run's store lies at an address, which a file's own word opens no connection to")
     store = FeatureStore.open(header["cache"])
     if store.manifest.signature() != header.get("signature"):
         raise CacheError("another store lies where the run's store was", where=store.location)

@@ -9,24 +9,20 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.distributed import average
+from polyp_difom.pipeline.objectives.pairs import Paired, by_cell
 from polyp_difom.pipeline.objectives.protocol import (
     OBJECTIVES,
     Key,
-    Losses,
     Needs,
-    Objective,
     Targets,
     TargetSpec,
     agreement,
     cosine,
-    frozen,
-    head,
-    head_name,
-    segmentation_loss,
+    over_teachers,
+    spread,
 )
 from polyp_difom.pipeline.spectra import split_bands
 from polyp_difom.pipeline.students.protocol import Tap
@@ -36,53 +32,57 @@ BAND_SHARE = 0.5
 
 
 @OBJECTIVES.register("multiscale")
-class MultiScale(Objective):
+class MultiScale(Paired):
     """Every tap that has a teacher map of its own stride learns it: cosine + smooth L1 on standardised channels.
 
     At the bottleneck the low and high band are matched too, each as a share of its own energy. On from the first epoch.
     """
 
-    needs = Needs(maps=True)
-
     def __init__(self, taps: tuple[Tap, ...], targets: Mapping[Key, TargetSpec], weight: float = 1.0):
         super().__init__(taps, targets, weight)
-        self.pairs = [
-            (tap, key, spec) for key, spec in targets.items() for tap in taps
-            if tap.stride == spec.stride and tap.role != "latent"
-        ]  # fmt: skip
-        if not self.pairs:
-            raise UsageError(
-                "no teacher map has the stride of a student's tap",
-                got=f"maps at strides {sorted({spec.stride for spec in targets.values()})}",
-                wanted=f"one of the strides {sorted({tap.stride for tap in taps})}",
-                remedy="extract a store with --scales s8,s16,s32",
-            )
-        self.keys = list(dict.fromkeys(key for _, key, _ in self.pairs))
-        self.heads = nn.ModuleDict({head_name(tap, key): head(tap, spec.channels) for tap, key, spec in self.pairs})
+        self.heads = self.heads_of()
 
-    def forward(self, logits: Tensor, masks: Tensor, taps: Mapping[str, Tensor], targets: Targets, progress: float) -> Losses:
-        """See `Objective.forward`."""
-        segmentation = segmentation_loss(logits, masks)
-        parts, distances, bands = {"segmentation": segmentation.detach()}, [], []
-        for tap, key, spec in self.pairs:
-            name = head_name(tap, key)
-            prediction = self.heads[name](taps[tap.name])
-            target = frozen(targets.maps[key].float() / spec.std)
-            distances.append(1 - cosine(prediction, target) + F.smooth_l1_loss(prediction, target))
-            parts |= {f"{name}/{what}": value for what, value in agreement(prediction, target).items()}
-            if tap.role == "bottleneck":
-                for band, p, t in zip(("low", "high"), split_bands(prediction), split_bands(target), strict=True):
-                    bands.append((p - t).square().mean() / average(t.square().mean()).clamp_min(1e-6))
-                    parts |= {f"{name}/{band}/{what}": value for what, value in agreement(p, t).items()}
-        distillation = torch.stack(distances).mean()
-        if bands:
-            distillation = distillation + BAND_SHARE * torch.stack(bands).mean()
-        parts["distillation"] = distillation.detach()
-        return Losses(segmentation + self.weight * distillation, parts)
+    def distance(self, logits: Tensor, taps: Mapping[str, Tensor], targets: Targets) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """See `Objective.distance`."""
+        parts, distances, bands = dict[str, Tensor](), list[tuple[str, Tensor]](), list[tuple[str, Tensor]]()
+        for teacher, target, learners in self.present(taps, targets):
+            variance = spread(target)
+            for pair, student in learners:
+                prediction = self.heads[pair.name](student)
+                alike = cosine(prediction, target)
+                smooth = F.smooth_l1_loss(by_cell(prediction), by_cell(target))
+                distances.append((teacher, 1 - alike + smooth))
+                seen = {"": agreement(prediction, target, variance=variance, alike=alike)}
+                if pair.tap.role == "bottleneck":
+                    shares, banded = _bands(prediction, target, variance)
+                    bands += [(teacher, share) for share in shares]
+                    seen |= banded
+                parts |= {f"{pair.name}/{band}{what}": value for band, own in seen.items() for what, value in own.items()}
+        distance, banded_distance = over_teachers(distances), over_teachers(bands)
+        if distance is None or banded_distance is None:
+            return distance, parts
+        return distance + BAND_SHARE * banded_distance, parts
 
 
 @OBJECTIVES.register("shuffled")
 class Shuffled(MultiScale):
-    """`multiscale` towards another train frame's maps, the same wrong one every epoch."""
+    """`multiscale` towards another train frame's maps, the same wrong one every epoch.
+
+    Beside other members it makes all of them wrong: "shuffled:0+cwd" is the control of `cwd`.
+    """
 
     needs = Needs(maps=True, shuffled=True)
+
+
+def _bands(prediction: Tensor, target: Tensor, variance: Tensor) -> tuple[list[Tensor], dict[str, dict[str, Tensor]]]:
+    """Squared error of each band as a share of the target's energy in it, and what the log shows of the bands.
+
+    A frame's mean is in the low band, so the variance of the high band is its energy, and the low one has the rest.
+    """
+    low, high = zip(split_bands(prediction), split_bands(target), strict=True)
+    residuals = [F.mse_loss(by_cell(p), by_cell(t)) for p, t in (low, high)]
+    energies = average(torch.stack([low[1].square().mean(), high[1].square().mean()]))
+    shares = (torch.stack(residuals) / energies.clamp_min(1e-6)).unbind()
+    variances = (variance - energies[1]).clamp_min(0), energies[1]
+    rows = zip(("low/", "high/"), (low, high), variances, residuals, strict=True)
+    return list(shares), {band: agreement(p, t, variance=v, residual=r) for band, (p, t), v, r in rows}

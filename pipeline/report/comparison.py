@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +14,15 @@ from polyp_difom.cache.errors import PolypDifomError, RunError
 from polyp_difom.pipeline.bench.complexity import complexity
 from polyp_difom.pipeline.data.frames import read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.evaluation.agreement import Agreement, read_agreement
 from polyp_difom.pipeline.evaluation.evaluate import ends_and_middle
 from polyp_difom.pipeline.evaluation.metrics import PairedDifference, paired_difference
 from polyp_difom.pipeline.evaluation.published import PublishedFigure, published
 from polyp_difom.pipeline.evaluation.record import EvaluationRecord
 from polyp_difom.pipeline.evaluation.scoring import THRESHOLD, ImageScore, get_protocol
 from polyp_difom.pipeline.evaluation.targets import Target
-from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
+from polyp_difom.pipeline.json_files import read_json
+from polyp_difom.pipeline.objectives.weighted import needs_of
 from polyp_difom.pipeline.overlays import contact_sheet, overlay
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.report.origins import cautions, facts
@@ -29,16 +30,18 @@ from polyp_difom.pipeline.report.values import CONTROL, GalleryItem, RunReport, 
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.students.protocol import build_student
 
+SLOWEST = 1e9
+"""Milliseconds of one frame that no device takes."""
 PICTURES = 6
 """Frames shown for each data set: worst, middle and best."""
 
 RECIPE = (
     *("student", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine", "views"),
-    *("precision", "frame_size", "signature"),
+    *("optimizer", "schedule", "clip", "ema", "patience", "flips", "colour", "loss", "precision", "frame_size", "signature"),
 )
 """What a control must share with the run that it is the control of."""
 
-_TEACHING = ("objective", "teachers", "scales", "channels", "distill_weight")
+_TEACHING = ("objective", "teachers", "scales", "channels", "distill_weight", "weight_schedule", "drop_teachers", "auto")
 """What shapes a taught run beyond its control's recipe."""
 
 
@@ -101,7 +104,7 @@ def compare(paths: list[Path], protocol: str = "per-image", progress: Progress |
 def _report(entry: _Entry, name: str, protocol: str) -> RunReport:
     """What the record tells by itself."""
     header, record = entry.header, entry.record
-    is_run = entry.about["kind"] == "run"
+    is_run = entry.about["kind"] == "run" and record.home == record.path
     return RunReport(
         name=name,
         kind=entry.about["kind"],
@@ -119,9 +122,16 @@ def _report(entry: _Entry, name: str, protocol: str) -> RunReport:
         dice={label: [row.dice for row in rows] for label, rows in entry.scores.items()},
         rivals={label: _published(rows) for label, rows in entry.scores.items()},
         curve=RunFolder(record.path).history() if is_run else [],
-        facts=facts(record.path, entry.about),
+        agreement=_agreement(record.path, entry.about["sha256"]) if is_run else None,
+        facts=facts(record.path if is_run else None, entry.about),
         cautions=cautions(header),
     )
+
+
+def _agreement(folder: Path, sha256: str | None) -> Agreement | None:
+    """What `agree` left in a run folder, if it is of these weights."""
+    found = read_agreement(RunFolder(folder).agreement)
+    return found if found and found.sha256 == sha256 else None
 
 
 def _published(rows: list[ImageScore]) -> list[PublishedFigure]:
@@ -172,7 +182,7 @@ def _macs(header: Mapping[str, Any]) -> int | None:
     """Of one frame at the network's own side; None where the header does not name the student."""
     if not {"student", "objective", "frame_size"} <= header.keys():
         return None
-    student = build_student(header["student"], OBJECTIVES.get(header["objective"]).needs.latents)
+    student = build_student(header["student"], needs_of(header["objective"]).latents)
     return complexity(student, header["frame_size"]).macs
 
 
@@ -186,10 +196,12 @@ def _timing(folder: Path, side: int | None) -> Timing | None:
     if not path.is_file():
         return None
     try:
-        measured = json.loads(path.read_text())
+        measured = read_json(path)
         if measured["size"] != side:
             return None
         rows = [row["median_ms"] for row in measured["rows"] if (row["runtime"], row["batch"]) == ("eager", 1)]
+        if not all(0 < row < SLOWEST for row in rows):
+            raise ValueError(f"{rows[0]} ms a frame")
         return Timing(float(rows[0]), f"{measured['device']}, {measured['threads']} threads") if rows else None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
@@ -199,6 +211,9 @@ def _timing(folder: Path, side: int | None) -> Timing | None:
 
 def _opened(entry: _Entry, progress: Progress) -> Target | None:
     """What was scored, to draw its outlines; None, and why, where it is gone or has changed."""
+    if str(entry.record.home).startswith("hf:"):
+        progress.say(f"no pictures of {entry.record.name}: it lies on the hub, to which a page opens no connection")
+        return None
     try:
         target = entry.record.target()
         if target.digest() == entry.about["sha256"]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from polyp_difom.cache.errors import RunError
+from polyp_difom.pipeline.json_files import read_json
 from polyp_difom.pipeline.runs import RunFolder
 
 UNKNOWN = "unknown"
@@ -28,14 +28,23 @@ KINDS = {
 }
 
 
-def facts(folder: Path, about: Mapping[str, Any]) -> dict[str, str]:
-    """Origins of the figures in a record folder, by name; `about` is what its evaluation says of the target."""
+def facts(run: Path | None, about: Mapping[str, Any]) -> dict[str, str]:
+    """Origins of the figures of an evaluation, by name.
+
+    Args:
+        run: folder of the run that was evaluated, where the figures lie in it; what lies elsewhere is not looked at.
+        about: what the evaluation says of its target.
+
+    Raises:
+        RunError: the run's record of its environment cannot be read.
+    """
     header = about["header"]
     known = {
         "what was evaluated": f"{KINDS[about['kind']]}: {about['path']}",
         "weights, sha256": about["sha256"] or ("none: maps only" if about["kind"] == "masks" else UNKNOWN),
         "student": header.get("student", UNKNOWN),
         "objective": header.get("objective", UNKNOWN),
+        **({"chosen by": header["auto"]} if header.get("auto") else {}),
         "teachers": "; ".join(_teachers(header)) or UNKNOWN,
         "trained on": _datasets(header),
         "split": _split(header),
@@ -45,7 +54,7 @@ def facts(folder: Path, about: Mapping[str, Any]) -> dict[str, str]:
         "frame side": f"{header['frame_size']} pixels" if "frame_size" in header else UNKNOWN,
         "store signature": header.get("signature", UNKNOWN),
     }
-    machine = _machine(folder) if about["kind"] == "run" else {}
+    machine = _machine(run) if run else {}
     return known | {name: machine.get(name, UNKNOWN) for name in ("store", "program's git state", "packages", "hardware")}
 
 
@@ -73,13 +82,14 @@ def _teachers(header: Mapping[str, Any]) -> list[str]:
             told.append(f"{name} (licence and training data unknown)")
             continue
         entry = entries[name]
-        told.append(f"{name} (licence {entry['licence']}; {_suspicion(entry)}; weights {entry['weights_digest'][:16]})")
+        weights = entry.get("weights_digest", UNKNOWN)[:16]
+        told.append(f"{name} (licence {entry['licence']}; {_suspicion(entry)}; weights {weights})")
     return told
 
 
 def _datasets(header: Mapping[str, Any]) -> str:
     entries = header.get("provenance", {}).get("datasets", [])
-    return ", ".join(f"{entry['name']} ({entry['frames']} frames)" for entry in entries) or UNKNOWN
+    return ", ".join(f"{entry['name']} ({entry.get('frames', UNKNOWN)} frames)" for entry in entries) or UNKNOWN
 
 
 def _split(header: Mapping[str, Any]) -> str:
@@ -101,7 +111,7 @@ def _machine(folder: Path) -> dict[str, str]:
     """
     run, path = RunFolder(folder), folder / "env.json"
     try:
-        environment = json.loads(path.read_text())
+        environment = read_json(path)
         packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
         hardware = ", ".join(environment["gpus"]) or f"{environment['cpus']} CPU cores"
         return {
@@ -110,5 +120,5 @@ def _machine(folder: Path) -> dict[str, str]:
             "packages": f"Python {environment['python']}, {packages}",
             "hardware": f"{hardware}; {environment['platform']}",
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError("the run's record of its environment cannot be read", where=path, got=repr(error)) from error

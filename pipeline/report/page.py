@@ -20,6 +20,8 @@ from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.evaluation.scoring import PROTOCOLS
 from polyp_difom.pipeline.files import write_text
 from polyp_difom.pipeline.report import panels
+from polyp_difom.pipeline.report.agreements import agreements
+from polyp_difom.pipeline.report.learning import last_values, learning
 from polyp_difom.pipeline.report.origins import UNKNOWN
 from polyp_difom.pipeline.report.values import RunReport
 from polyp_difom.pipeline.report.verdicts import Group, grouped, points, verdicts, word_of
@@ -55,7 +57,7 @@ def write_report(out: Path, runs: list[RunReport], title: str) -> None:
         word_of=word_of,
         panels=_panels(groups, runs, labels, protocols[0]),
         rivals={label: found for label in labels if (found := panels.rivals(groups, label))},
-        last_values=[(run, rows) for run in runs if (rows := panels.last_values(run))],
+        last_values=[(run, rows) for run in runs if (rows := last_values(run.curve))],
         shared=shared,
         own=[(run.name, _own(run, shared)) for run in runs],
     )
@@ -64,13 +66,15 @@ def write_report(out: Path, runs: list[RunReport], title: str) -> None:
 
 def _panels(groups: list[Group], runs: list[RunReport], labels: list[str], protocol: str) -> dict[str, Any]:
     """All charts, by section and test set; learning curves by run."""
-    by_name = {run.name: run for run in runs}
+    curves = {run.name: run.curve for run in runs}
+    controls = {run.name: (run.control, curves[run.control]) for run in runs if run.control in curves}
     return {
         "gains": {label: panel for label in labels if (panel := panels.gains(groups, label))},
         "distributions": {label: panels.distributions(groups, label) for label in labels},
         "reliability": {label: found for label in labels if (found := panels.reliability(groups, label))},
         "pareto": {label: found for label in labels if (found := panels.pareto(groups, label, protocol))},
-        "learning": {run.name: panels.learning(run, by_name.get(run.control or "")) for run in runs if run.curve},
+        "agreements": agreements(groups),
+        "learning": {run.name: learning(run.name, run.curve, controls.get(run.name)) for run in runs if run.curve},
     }
 
 

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from markupsafe import Markup
 
 from polyp_difom.pipeline.evaluation.published import PublishedFigure
 from polyp_difom.pipeline.report.charts import (
-    Axis,
-    Curve,
     Spot,
     Strip,
-    curves_chart,
     gains_chart,
     reliability_chart,
     scatter_chart,
     strips_chart,
 )
-from polyp_difom.pipeline.report.values import RunReport
+from polyp_difom.pipeline.report.plot import Panel
 from polyp_difom.pipeline.report.verdicts import Group
 
 MILLION = 1e6
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart with the line beneath it."""
-
-    svg: Markup
-    caption: str
 
 
 def gains(groups: Sequence[Group], label: str) -> Panel | None:
@@ -65,62 +50,6 @@ def reliability(groups: Sequence[Group], label: str) -> list[Panel]:
                 svg = reliability_chart(f"Calibration of {run.name} on {label}", bins, group.style)
                 panels.append(Panel(svg, f"{run.name}: ECE {found.ece:.3f} over {found.pixels:,} pixels of the band"))
     return panels
-
-
-def learning(run: RunReport, control: RunReport | None) -> list[Panel]:
-    """Validation Dice beside the control's, loss parts, and one chart for each teacher's agreement."""
-    dice = [Curve("Dice", _over_epochs(run, "val_dice"), 0)]
-    if not dice[0].points:
-        return []
-    epoch, best = max(dice[0].points, key=lambda point: point[1])
-    told = f"{run.name}: validation Dice, best {best:.3f} in epoch {epoch:.0f}"
-    if control is not None and control.curve:
-        dice.append(Curve("control", _over_epochs(control, "val_dice"), 1))
-        told += f"; its control is {control.name}"
-    panels = [Panel(curves_chart(f"Validation Dice of {run.name}", dice, Axis("", 0, 1)), f"{told}.")]
-    losses = [key for key in run.curve[-1] if "/" not in key and key not in ("epoch", "val_dice", "seconds")]
-    if curves := [Curve(key, _over_epochs(run, key), number) for number, key in enumerate(losses)]:
-        values = [value for curve in curves for _, value in curve.points]
-        svg = curves_chart(f"Loss of {run.name}", curves, Axis("", min(0.0, *values), 1.05 * max(values)))
-        panels.append(Panel(svg, f"{run.name}: loss on train frames, by part."))
-    for teacher, keys in _agreements(run).items():
-        curves = [Curve(" ".join(key.split("/")[1:]), _over_epochs(run, f"{key}/cosine"), n) for n, key in enumerate(keys)]
-        low = min(0.0, *(value for curve in curves for _, value in curve.points))
-        svg = curves_chart(f"Agreement of {run.name} with {teacher}", curves, Axis("", low, 1))
-        panels.append(Panel(svg, f"{run.name}: cosine between the student's and {teacher}'s maps, by scale and tap."))
-    return panels
-
-
-def _over_epochs(run: RunReport, key: str) -> list[tuple[float, float]]:
-    return [(float(row["epoch"]), float(row[key])) for row in run.curve if key in row]
-
-
-def _agreements(run: RunReport) -> dict[str, list[str]]:
-    """Prefixes "teacher/scale/tap" of what was logged, by teacher; with the bands where only those were logged."""
-    every: dict[str, list[str]] = defaultdict(list)
-    for key in run.curve[-1]:
-        if key.endswith("/cosine"):
-            every[key.partition("/")[0]].append(key.removesuffix("/cosine"))
-    return {teacher: [key for key in keys if key.count("/") == 2] or keys for teacher, keys in every.items()}
-
-
-@dataclass(frozen=True)
-class LastValues:
-    """Agreement with a teacher after the last epoch: all scores as logged on train frames."""
-
-    name: str
-    cosine: float
-    explained: float
-    target_variance: float
-
-
-def last_values(run: RunReport) -> list[LastValues]:
-    """One row for each teacher, scale, tap and band."""
-    last = run.curve[-1] if run.curve else {}
-    names = [key.removesuffix("/cosine") for key in last if key.endswith("/cosine")]
-    return [
-        LastValues(name, *(last[f"{name}/{what}"] for what in ("cosine", "explained", "target_variance"))) for name in names
-    ]
 
 
 def pareto(groups: Sequence[Group], label: str, protocol: str) -> list[Panel]:

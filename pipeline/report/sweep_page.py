@@ -153,6 +153,8 @@ def _settings(row: Row, config: SweepConfig) -> str:
 def _store_facts(config: SweepConfig) -> tuple[dict[str, str], list[dict[str, str]]]:
     """What the store says of itself, and its teachers' names with what they may have seen."""
     known = {"store": config.cache, "signature": config.signature or UNKNOWN}
+    if "://" in config.cache:
+        return known | {"teachers, data sets, split": f"{UNKNOWN}: a page opens no connection to where the store lies"}, []
     try:
         manifest = FeatureStore.open(config.cache).manifest
     except PolypDifomError as error:

@@ -11,8 +11,9 @@ from statistics import mean
 
 from markupsafe import Markup
 
-from polyp_difom.pipeline.report.charts import Axis, Curve, Plot, Point, Spot, Strip, curves_chart, gains_chart, scatter_chart
+from polyp_difom.pipeline.report.charts import Curve, Spot, Strip, curves_chart, gains_chart, scatter_chart
 from polyp_difom.pipeline.report.panels import MILLION, Panel
+from polyp_difom.pipeline.report.plot import Axis, Plot, Point
 from polyp_difom.pipeline.sweep.analysis import Comparison, Group, Importance, level_text, pareto
 
 CURVES = 5

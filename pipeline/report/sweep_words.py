@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polyp_difom.pipeline.objectives.weighted import is_shuffled
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.report.values import CONTROL
 from polyp_difom.pipeline.report.verdicts import Verdict, points
@@ -11,12 +12,9 @@ from polyp_difom.pipeline.sweep.analysis import FEWEST, Comparison, counted, lev
 from polyp_difom.pipeline.sweep.results import Row
 from polyp_difom.pipeline.sweep.space import Factors, Span
 
-SHUFFLED = "shuffled"
-"""The objective of the control with the wrong frames' features."""
-
 
 def verdicts(rows: Sequence[Row], factors: Factors) -> list[Verdict]:
-    """One for each objective beside `none`, and beside `shuffled` where that was trained; or one that misses a control."""
+    """One for each objective beside `none`, and beside itself shuffled where that was trained; or one that misses a control."""
     objectives = factors.get("objective", (DistillConfig.model_fields["objective"].default,))
     if isinstance(objectives, Span) or objectives == (CONTROL,):
         return []
@@ -29,9 +27,9 @@ def verdicts(rows: Sequence[Row], factors: Factors) -> list[Verdict]:
         )
         return [Verdict("unknown", sentence)]
     told = [_beside_control(one, factors) for one in paired(rows, factors, "objective")]
-    if SHUFFLED in objectives:
-        over = paired(rows, factors, "objective", SHUFFLED)
-        told += [_beside_shuffled(one) for one in over if one.level != CONTROL and one.pairs]
+    for shuffled in objectives:
+        over = paired(rows, factors, "objective", shuffled)
+        told += [_beside_shuffled(one) for one in over if one.pairs and is_shuffled(shuffled, one.level)]
     return told
 
 
@@ -60,10 +58,10 @@ def _beside_control(one: Comparison, factors: Factors) -> Verdict:
 
 def _beside_shuffled(one: Comparison) -> Verdict:
     does = {
-        "helped": f"{one.level} beats {SHUFFLED}, so it matters what the teacher saw",
-        "harmed": f"{one.level} is worse than {SHUFFLED}, which learns from the wrong frames",
-        "no gain": f"{one.level} is not told from {SHUFFLED}: a gain may come from the added loss alone",
-        "too few": f"Too few pairs to tell {one.level} from {SHUFFLED}",
+        "helped": f"{one.level} beats {one.reference}, so it matters what the teacher saw",
+        "harmed": f"{one.level} is worse than {one.reference}, which learns from the wrong frames",
+        "no gain": f"{one.level} is not told from {one.reference}: a gain may come from the added loss alone",
+        "too few": f"Too few pairs to tell {one.level} from {one.reference}",
     }
     return Verdict(one.word, f"{does[one.word]}: {evidence(one)}.")
 

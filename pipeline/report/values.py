@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyp_difom.pipeline.evaluation.agreement import Agreement
 from polyp_difom.pipeline.evaluation.metrics import PairedDifference, Summary
 from polyp_difom.pipeline.evaluation.published import PublishedFigure
 
@@ -47,6 +48,7 @@ class RunReport:
         rivals: published figures, by test set, where just the published test frames were scored.
         differences: Dice of this run minus its control's, by test set; empty for a control.
         curve: one mapping per epoch, as in metrics.jsonl; empty when there is no history.
+        agreement: with the teachers, as `agree` found for the weights that were evaluated.
         control: name of the run that it is set against.
         facts: where its figures come from.
         cautions: what its teachers may have seen, in words.
@@ -70,6 +72,7 @@ class RunReport:
     differences: dict[str, PairedDifference] = field(default_factory=dict)
     gallery: list[GalleryItem] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    agreement: Agreement | None = None
     control: str | None = None
     facts: dict[str, str] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()

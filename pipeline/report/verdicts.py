@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
@@ -10,6 +11,9 @@ from typing import Any
 
 from polyp_difom.pipeline.evaluation.metrics import PairedDifference
 from polyp_difom.pipeline.report.values import CONTROL, RunReport
+
+_SHUFFLED = re.compile(r"(^|\+)shuffled\b")
+"""A member of an objective that makes it a control with the wrong frames' features."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _verdict(group: Group, label: str) -> Verdict:
 
 def _cause(group: Group) -> str:
     run = group.runs[0]
-    if run.objective == "shuffled":
+    if run.objective and _SHUFFLED.search(run.objective):
         return "training on the wrong frames' features (the shuffled control)"
     if len(run.teachers) == 1:
         return f"the teacher {run.teachers[0]}"

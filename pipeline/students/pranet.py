@@ -1,7 +1,8 @@
 """PraNet (arXiv 2006.11392): a partial decoder guesses where the lesion is, three reverse attentions find its border.
 
-Encoder Res2Net-50 v1b 26w x 4s (arXiv 1904.01169), timm's `res2net50d`. The paper supervises four side outputs; here the
-logits are the last of them, at stride 8, resized to the frame. Upsampling is bilinear without aligned corners throughout.
+Encoder Res2Net-50 v1b 26w x 4s (arXiv 1904.01169), timm's `res2net50d`. The logits are the last of the
+paper's four supervised outputs, at stride 8, resized to the frame; the other three are side outputs. Upsampling is bilinear
+without aligned corners throughout.
 30.50 M parameters: the published 32.55 M count the encoder's ImageNet classifier (2.05 M), which nothing uses.
 """
 
@@ -94,6 +95,7 @@ class PraNet(Student):
     """Taps: `encoder8`, `encoder16`, `bottleneck` at stride 32, and `decoder8`, the partial decoder's features."""
 
     stride = 32
+    sides = ("side_global", "side32", "side16")
     pretraining = "Res2Net-50 v1b 26w x 4s, ImageNet-1k (timm res2net50d)"
     taps = (
         Tap("encoder8", 512, 8, "encoder"),
@@ -121,11 +123,13 @@ class PraNet(Student):
         level8, level16, level32 = self.encoder(inputs)
         reduced = [field(maps) for field, maps in zip(self.fields, (level8, level16, level32), strict=True)]
         features, coarse = self.decoder(*reduced)
-        logits = self.attention32(level32, resized(coarse, 0.25))
-        logits = self.attention16(level16, resized(logits, 2))
-        logits = self.attention8(level8, resized(logits, 2))
-        taps = {"encoder8": level8, "encoder16": level16, "bottleneck": level32, "decoder8": features}
-        return resized(logits, 8), taps
+        side32 = self.attention32(level32, resized(coarse, 0.25))
+        side16 = self.attention16(level16, resized(side32, 2))
+        logits = self.attention8(level8, resized(side16, 2))
+        maps = {"encoder8": level8, "encoder16": level16, "bottleneck": level32, "decoder8": features}
+        if self.training:
+            maps |= dict(zip(self.sides, (coarse, side32, side16), strict=True))
+        return resized(logits, 8), maps
 
 
 @STUDENTS.register("pranet")

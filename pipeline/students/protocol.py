@@ -39,12 +39,15 @@ class Student(nn.Module):
 
     Attributes:
         taps: what `features` returns beside the logits, by name.
+        sides: names of side outputs for deep supervision, logits [b, 1, h, w] at any grid, which `features` returns beside the
+            taps in training mode only: evaluation and export pay nothing for them.
         stride: s must be a multiple of it.
         encoder: the part that the `paper` recipe freezes in its last phase.
         pretraining: the weights that `pretrained=True` loads into the encoder, in words; None where there are none to load.
     """
 
     taps: tuple[Tap, ...]
+    sides: tuple[str, ...] = ()
     stride: int
     encoder: nn.Module
     pretraining: str | None = None
@@ -58,11 +61,14 @@ class Student(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalised inputs [b, 3, s, s] -> logits [b, 1, s, s] and every tap's map [b, c, s / stride, s / stride]."""
+        """Normalised inputs [b, 3, s, s] -> logits [b, 1, s, s] and every tap's map [b, c, s / stride, s / stride].
+
+        While `self.training`, also the logits of every side output.
+        """
         raise NotImplementedError
 
     def features(self, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Frames [b, 3, s, s] in 0..1 -> (logits [b, 1, s, s], maps of all taps)."""
+        """Frames [b, 3, s, s] in 0..1 -> (logits [b, 1, s, s], maps of all taps, and of all sides while training)."""
         h, w = frames.shape[-2:]
         if h % self.stride or w % self.stride:
             raise UsageError(

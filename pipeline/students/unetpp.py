@@ -1,9 +1,12 @@
 """U-Net++ (arXiv 1807.10165): between encoder and decoder, nodes X(i, j) that read all earlier nodes of their depth.
 
-Node X(i, j) has stride 2^i; X(i, 0) is the encoder, X(0, 4) feeds the head. Without deep supervision. Widths as in `unet`.
+Node X(i, j) has stride 2^i; X(i, 0) is the encoder, X(0, 4) feeds the head. With deep supervision X(0, 1) to X(0, 3) have heads
+too, side outputs of training alone (the paper may also average all four). Widths as in `unet`.
 """
 
 from __future__ import annotations
+
+import re
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +23,7 @@ class UNetPlusPlus(Student):
 
     stride = 2**DEPTH
 
-    def __init__(self, base: int = 32, latents: bool = False):
+    def __init__(self, base: int = 32, latents: bool = False, deep: bool = False):
         super().__init__()
         widths = [base << level for level in range(DEPTH + 1)]
         self.encoder: nn.ModuleList = nn.ModuleList(ConvBlock(a, b) for a, b in zip([3, *widths], widths, strict=False))
@@ -31,6 +34,8 @@ class UNetPlusPlus(Student):
             for j in range(1, DEPTH + 1) for i in range(DEPTH + 1 - j)
         })  # fmt: skip
         self.head = nn.Conv2d(base, 1, 1)
+        self.sides = tuple(f"side{j}" for j in range(1, DEPTH)) if deep else ()
+        self.side_heads = nn.ModuleList(nn.Conv2d(base, 1, 1) for _ in self.sides)
         self.taps = taps_of(widths, latents)
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,10 +51,16 @@ class UNetPlusPlus(Student):
             for i in range(DEPTH + 1 - j):
                 upper = F.interpolate(rows[i + 1][j - 1], scale_factor=2.0, mode="bilinear", align_corners=False)
                 rows[i].append(self.nodes[f"{i}-{j}"](torch.cat([*rows[i], upper], 1)))
-        return self.head(rows[0][DEPTH]), taps | {"decoder8": rows[3][1]}
+        maps = taps | {"decoder8": rows[3][1]}
+        if self.training:
+            maps |= {side: head(node) for side, head, node in zip(self.sides, self.side_heads, rows[0][1:], strict=False)}
+        return self.head(rows[0][DEPTH]), maps
 
 
 @STUDENTS.register("unetpp")
 def build_unetpp(variant: str | None, latents: bool, pretrained: bool) -> UNetPlusPlus:
-    """`unetpp` (base width 32) or `unetpp:B` with B channels at full resolution; nothing is pretrained."""
-    return UNetPlusPlus(base_width("U-Net++", "unetpp", variant), latents)
+    """`unetpp` (base width 32), `unetpp:B` with B channels at full resolution, `unetpp:deep` or `unetpp:B-deep` with deep
+    supervision; nothing is pretrained."""
+    match = re.fullmatch(r"(?:(\d+)-)?deep", variant or "")
+    width = match[1] if match else variant
+    return UNetPlusPlus(base_width("U-Net++", "unetpp", width), latents, deep=match is not None)

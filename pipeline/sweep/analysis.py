@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Needs
+from polyp_difom.pipeline.objectives import weighted
+from polyp_difom.pipeline.objectives.protocol import Needs
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.report.charts import undominated
 from polyp_difom.pipeline.report.values import CONTROL
@@ -48,7 +49,7 @@ def varied(factors: Factors) -> list[str]:
 
 def needs_of(settings: dict[str, Any]) -> Needs:
     """What a trial's objective reads."""
-    return OBJECTIVES.get(settings.get("objective", DistillConfig.model_fields["objective"].default)).needs
+    return weighted.needs_of(settings.get("objective", DistillConfig.model_fields["objective"].default))
 
 
 def is_control(row: Row) -> bool:

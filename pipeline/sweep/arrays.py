@@ -15,7 +15,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import choose_teachers, target_specs
-from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
+from polyp_difom.pipeline.objectives.weighted import build_objective, needs_of
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.students.protocol import build_student
@@ -64,17 +64,17 @@ def _target_keys(store: FeatureStore, config: SweepConfig) -> Iterator[str]:
     for settings in _deciding(config):
         try:
             trial = named(0, settings, config.factors).config(config.cache)
-            objective = OBJECTIVES.get(trial.objective)
-            if not (objective.needs.maps or objective.needs.spectra):
+            needs = needs_of(trial.objective)
+            if not (needs.maps or needs.spectra):
                 continue
             specs = target_specs(store, choose_teachers(store, trial.teachers))
             kept = {key: spec for key, spec in specs.items() if trial.scales is None or key[1] in trial.scales}
             with torch.device("meta"):
-                student = build_student(trial.student, objective.needs.latents, False)
-                pairs = objective(student.taps, kept).keys
+                student = build_student(trial.student, needs.latents, False)
+                pairs = build_objective(trial.objective, student.taps, kept).keys
         except (PolypDifomError, RuntimeError, NotImplementedError):
             continue
-        make_key = schema.spectrum_key if objective.needs.spectra and full else schema.embedding_key
+        make_key = schema.spectrum_key if needs.spectra and full else schema.embedding_key
         yield from (make_key(*pair) for pair in pairs)
 
 

@@ -5,21 +5,23 @@ sweeps/<name>/{sweep.yaml, students.json, trials/<number>.json, runs/<trial>/, s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from polyp_difom.cache.claims import living_owner
 from polyp_difom.cache.errors import CacheError, RunError, UsageError, first_line
 from polyp_difom.cache.lock import exclusive_lock, name_of_this_process
 from polyp_difom.cache.staging import staged
 from polyp_difom.pipeline.files import contents, empty, write_text
+from polyp_difom.pipeline.json_files import read_json
+from polyp_difom.pipeline.models.strangers import require_closed
 from polyp_difom.pipeline.runs import RunFolder
-from polyp_difom.pipeline.sweep.space import Factors, Span, Trial, Values, combinations, from_yaml, named
+from polyp_difom.pipeline.sweep.facts import read_facts
+from polyp_difom.pipeline.sweep.space import NAME_LENGTH, Factors, Span, Trial, Values, combinations, from_yaml, named, possible
 from polyp_difom.pipeline.yaml_files import read_mapping
 
 State = Literal["waiting", "running", "interrupted", "finished", "pruned", "failed"]
@@ -83,13 +85,13 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    number: int
-    name: str
+    number: int = Field(ge=0, lt=10**9)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$", max_length=NAME_LENGTH)
     settings: dict[str, Any]
     state: State
     starts: tuple[int, ...] = ()
     """Epochs that were done at each start: a trial whose process dies again and again at the same one is given up."""
-    seconds: float = 0.0
+    seconds: float = Field(default=0.0, ge=0, lt=1e12)
     """Of this trial's last start to its end, with all that belongs to it."""
     error: str | None = None
     same_as: int | None = None
@@ -116,8 +118,9 @@ class SweepFolder:
         """An existing sweep.
 
         Raises:
-            RunError: there is none.
+            RunError: there is none, or something in it leads out of it.
         """
+        require_closed(path)
         if not (path / _YAML).is_file():
             raise RunError("no sweep here", where=path, wanted="a folder that `polyp-difom sweep -o` made")
         return cls(path)
@@ -175,7 +178,11 @@ class SweepFolder:
         """
         try:
             held = read_mapping(self.path / _YAML)
-            return SweepConfig(**{**held, "factors": from_yaml(held["factors"])})
+            config = SweepConfig(**{**held, "factors": from_yaml(held["factors"])})
+            for name, values in config.factors.items():
+                for value in (values.low, values.high) if isinstance(values, Span) else values:
+                    possible({name: value})
+            return config
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError("the sweep's settings cannot be read", where=self.path / _YAML, got=first_line(error)) from error
 
@@ -235,10 +242,13 @@ class SweepFolder:
         """
         path = self.path / "trials" / f"{number}.json"
         try:
-            record = Record.model_validate_json(path.read_text())
+            record = Record.model_validate(read_json(path))
+            possible(record.settings)
+            if record.number != number:
+                raise ValueError(f"it is of trial {record.number}")
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(
                 "a trial's record is damaged", where=path, got=first_line(error),
                 remedy="delete this file; with --resume the trial goes on from its run folder",
@@ -259,8 +269,8 @@ class SweepFolder:
         return sorted({**{record.number: record for record in waiting}, **held}.values(), key=lambda record: record.number)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """What was measured of each student, by its name; empty before that."""
-        return json.loads(self.students.read_text()) if self.students.is_file() else {}
+        """See `read_facts`."""
+        return read_facts(self.students)
 
 
 def begun(trial: Trial, before: Record | None, epochs_done: int) -> Record:

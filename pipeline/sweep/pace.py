@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from polyp_difom.cache.errors import PolypDifomError, RunError, first_line
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.device import pick_device, synchronise
-from polyp_difom.pipeline.distill import DistillConfig, Trainer
+from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import Batch
 from polyp_difom.pipeline.memory import free_memory, kilobytes
 from polyp_difom.pipeline.ondisk import OnDisk
@@ -27,6 +27,7 @@ from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.sweep import worker
 from polyp_difom.pipeline.sweep.processes import context, end_with_parent
+from polyp_difom.pipeline.trainer import Trainer
 
 WARM_UP = 2
 """Untimed steps, or as many as fit into the timed seconds, one at least."""
@@ -154,16 +155,16 @@ def _pace(config: DistillConfig, seconds: float, arrays: worker.Arrays | None, f
         val_seconds = (time.perf_counter() - began) / len(trainer.val)
     student, heads = _state_bytes(trainer.student), _state_bytes(trainer.objective)
     trained = sum(p.numel() * p.element_size() for group in trainer.optimizer.param_groups for p in group["params"])
+    resume_bytes = student * (2 if trainer.average else 1) + heads + 2 * trained
     return Pace(
-        start_seconds, step_seconds, val_seconds, _peak_bytes(device, free), student, student + heads + 2 * trained,
+        start_seconds, step_seconds, val_seconds, _peak_bytes(device, free), student, resume_bytes,
         tuple(shelf.held),
     )  # fmt: skip
 
 
 def _endless(trainer: Trainer) -> Iterator[Batch]:
-    config = trainer.config
     for number in itertools.count():
-        yield from trainer.train.epoch(number, config.batch_size, config.seed, trainer.affine)
+        yield from trainer.batches(number)
 
 
 def _steps(trainer: Trainer, batches: Iterator[Batch], seconds: float) -> float:

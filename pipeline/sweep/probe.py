@@ -35,7 +35,10 @@ GAIN = 1.05
 MEMORY_SHARE = 0.9
 """Share of the free memory that trials may take."""
 ON_GPU = (1, 2, 3, 4)
-UNPRICED = ("epochs", "learning_rate", "weight_decay", "distill_weight", "seed", "pretrained", "signature", "views")
+UNPRICED = (
+    *("epochs", "learning_rate", "schedule", "weight_decay", "clip", "patience", "distill_weight", "weight_schedule"),
+    *("seed", "pretrained", "signature", "views", "flips", "auto"),
+)
 """Settings that do not change what a step costs."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from polyp_difom.cache.errors import RunError
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.files import write_csv
 from polyp_difom.pipeline.sweep.folder import Record, SweepFolder
@@ -60,7 +61,12 @@ def rows(folder: SweepFolder) -> list[Row]:
 
 
 def _row(folder: SweepFolder, record: Record, by_number: dict[int, Record], facts: dict[str, dict[str, Any]]) -> Row:
-    source = record if record.same_as is None else by_number[record.same_as]
+    source = record if record.same_as is None else by_number.get(record.same_as)
+    if source is None:
+        raise RunError(
+            "a trial takes its figures from one that is not there", where=folder.path / "trials" / f"{record.number}.json",
+            got=f"trial {record.same_as}", remedy="delete this file; with --resume the trial is done anew",
+        )  # fmt: skip
     history = folder.run(source.trial).history()
     best = max(history, key=lambda epoch: epoch["val_dice"], default=None)
     default = DistillConfig.model_fields

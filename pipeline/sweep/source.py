@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from polyp_difom.cache.claims import Claims
 from polyp_difom.cache.errors import MissingDependencyError, RunError
-from polyp_difom.pipeline.distill import Watch
 from polyp_difom.pipeline.sweep.folder import ENDED, Record, SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.space import Span, Trial, as_read, named
 from polyp_difom.pipeline.sweep.trial import Pruned
+from polyp_difom.pipeline.trainer import Watch
 
 WAIT_SECONDS = 0.5
 """Between two looks at trials that other processes hold."""

@@ -18,18 +18,19 @@ from polyp_difom.cache.errors import UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import choose_teachers
-from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
+from polyp_difom.pipeline.objectives.weighted import needs_of, parse
 from polyp_difom.pipeline.students.protocol import STUDENTS
 from polyp_difom.pipeline.subset import choose_subset
 
-FACTORS = tuple(name for name in DistillConfig.model_fields if name not in ("cache", "signature", "device", "threads"))
+FACTORS = tuple(name for name in DistillConfig.model_fields if name not in ("cache", "signature", "device", "threads", "auto"))
 """What may be varied: the settings of `distill` that do not belong to the machine or the store."""
 LISTS = ("teachers", "scales")
 """Factors whose values are several names, joined by a plus."""
-UNREAD = ("teachers", "scales", "channels", "distill_weight")
+UNREAD = ("teachers", "scales", "channels", "distill_weight", "weight_schedule", "drop_teachers")
 """What an objective without teachers does not read."""
 MOST_TRIALS = 10_000
-_NAME_LENGTH = 60
+NAME_LENGTH = 60
+"""Of a trial."""
 _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
 
@@ -198,7 +199,7 @@ def _full_names(value: object, store: FeatureStore) -> str | None:
 
 def _check_values(name: str, values: Iterable[Any], store: FeatureStore) -> None:
     lookup: Callable[[str], object] | None = {
-        "student": lambda value: STUDENTS.get(value.partition(":")[0]), "objective": OBJECTIVES.get,
+        "student": lambda value: STUDENTS.get(value.partition(":")[0]), "objective": parse,
     }.get(name)  # fmt: skip
     held = choose_teachers(store, None)
     for value in values:
@@ -210,6 +211,14 @@ def _check_values(name: str, values: Iterable[Any], store: FeatureStore) -> None
         if lookup:
             lookup(getattr(config, name))
         choose_subset(store, held, config.scales, config.channels, config.views)
+
+
+def possible(settings: Mapping[str, Any]) -> None:
+    """ValueError where `distill` would refuse these settings, or they are no names and numbers."""
+    for name, value in settings.items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{name} cannot be {value!r:.80}")
+    Trial(0, dict(settings), "").config("")
 
 
 def combinations(factors: Factors, sampler: str, count: int | None, seed: int) -> list[dict[str, Any]]:
@@ -240,7 +249,7 @@ def unique(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def as_read(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without what the objective does not read."""
-    needs = OBJECTIVES.get(settings.get("objective", DistillConfig.model_fields["objective"].default)).needs
+    needs = needs_of(settings.get("objective", DistillConfig.model_fields["objective"].default))
     taught = needs.maps or needs.spectra
     return settings if taught else {name: value for name, value in settings.items() if name not in UNREAD}
 
@@ -250,7 +259,7 @@ def named(number: int, settings: dict[str, Any], factors: Factors) -> Trial:
     varied = [name for name, values in factors.items() if isinstance(values, Span) or len(values) > 1]
     words = [_word(name, settings[name]) for name in varied if name in settings]
     text = re.sub(r"[^A-Za-z0-9.+_-]+", "-", "-".join([f"{number:03d}", *words]))
-    return Trial(number, settings, text[:_NAME_LENGTH].rstrip("-."))
+    return Trial(number, settings, text[:NAME_LENGTH].rstrip("-."))
 
 
 def _word(name: str, value: Any) -> str:

@@ -6,11 +6,12 @@ import time
 import traceback
 
 from polyp_difom.cache.errors import DISK_FAULTS, CacheError, PolypDifomError
-from polyp_difom.pipeline.distill import Watch, distill
+from polyp_difom.pipeline.distill import distill
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.sweep.folder import Record, SweepConfig, SweepFolder, begun, same_settings
 from polyp_difom.pipeline.sweep.space import Trial
+from polyp_difom.pipeline.trainer import Watch
 
 MOST_DEATHS = 3
 """A trial whose process died this often after the same epoch is given up."""

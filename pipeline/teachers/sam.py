@@ -1,11 +1,23 @@
-"""SAM's image encoder (arXiv 2304.02643) from the segment-anything package, and MedSAM (arXiv 2304.12306) in the same shape."""
+"""SAM (arXiv 2304.02643) from the segment-anything package, and MedSAM (arXiv 2304.12306) in the same shape.
+
+`@mask` asks for the unprompted mask instead of the embedding.
+Shapes: b batch, s input side, h w grid.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
 from polyp_difom.pipeline.teachers.attention import fuse_attention
 from polyp_difom.pipeline.teachers.protocol import DEFAULTS, OWN_WEIGHTS, TEACHERS, Request, Teacher, TeacherSpec
 from polyp_difom.pipeline.teachers.weights import fetch, load_into, load_state
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
 
 _HOST = "https://dl.fbaipublicfiles.com/segment_anything"
 PUBLISHED = {
@@ -18,16 +30,41 @@ SAM_DATA = "SA-1B, natural images: polyp sets not expected"
 MEDSAM_DATA = "medical sets that include endoscopy: polyp frames likely, test figures may be flattered"
 
 
+class MaskTeacher(Teacher):
+    """SAM without a prompt: the mean probability of the three masks that its decoder gives for an ambiguous one.
+
+    Their mean, not the one of highest predicted IoU: that one is another for a frame and its mirror image (in 5 of 24 polyp
+    frames, with LiteMedSAM's decoder), and follows the lesion no better.
+    """
+
+    encoder: Sam
+
+    def embed(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Normalised inputs [b, 3, s, s] -> one map [b, 1, s / 4, s / 4]."""
+        sparse, dense = self.encoder.prompt_encoder(points=None, boxes=None, masks=None)
+        places = self.encoder.prompt_encoder.get_dense_pe()
+
+        def logits(embedding: Tensor) -> Tensor:
+            return self.encoder.mask_decoder(
+                image_embeddings=embedding[None], image_pe=places, sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense, multimask_output=True,
+            )[0]  # fmt: skip
+
+        three = torch.vmap(logits)(self.encoder.image_encoder(inputs))[:, 0]  # the decoder itself takes one frame at a time
+        return (three.float().sigmoid().mean(1, keepdim=True),)
+
+
 @TEACHERS.register("sam")
 def load_sam(request: Request) -> Teacher:
-    """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells. A MedSAM
-    checkpoint loads too, under SAM's preprocessing; `medsam` gives it its own.
+    """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells; `sam:vit_b@mask`: soft mask, 256 cells.
+    A MedSAM checkpoint loads too, under SAM's preprocessing; `medsam` gives it its own.
     """
-    size = request.variant
-    if size not in PUBLISHED:
-        raise UsageError(f"unknown SAM size {size!r}", wanted=f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}")
+    size, at, output = (request.variant or "").partition("@")
+    if size not in PUBLISHED or (at and output != "mask"):
+        wanted = f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}, each also with @mask"
+        raise UsageError(f"unknown SAM {request.variant!r}", wanted=wanted)
     data = OWN_WEIGHTS if request.weights else SAM_DATA
-    return _load(request, size, request.weights or PUBLISHED[size], "imagenet", data)
+    return _load(request, size, request.weights or PUBLISHED[size], "imagenet", data, is_mask=bool(at))
 
 
 @TEACHERS.register("medsam")
@@ -41,7 +78,9 @@ def load_medsam(request: Request) -> Teacher:
     return _load(request, "vit_b", request.weights, "minmax", MEDSAM_DATA)
 
 
-def _load(request: Request, size: str, weights: str, preprocessing: str, contamination: str) -> Teacher:
+def _load(
+    request: Request, size: str, weights: str, preprocessing: str, contamination: str, *, is_mask: bool = False
+) -> Teacher:
     name = request.name
     try:
         from segment_anything import sam_model_registry
@@ -51,11 +90,14 @@ def _load(request: Request, size: str, weights: str, preprocessing: str, contami
         ) from error
     path = fetch(weights, teacher=name, licence="Apache-2.0", say=request.say)
     state = load_state(path, teacher=name)
-    encoder = sam_model_registry[size]().image_encoder
-    prefix = "image_encoder."
+    sam = sam_model_registry[size]()
+    encoder, prefix = sam.image_encoder, "" if is_mask else "image_encoder."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    load_into(encoder, own, path, teacher=name)
+    load_into(sam if is_mask else encoder, own, path, teacher=name)
     fuse_attention(encoder)
-    side, strides = request.fixed_side(encoder.img_size), (encoder.patch_embed.proj.stride[0],)
+    side, stride = request.fixed_side(encoder.img_size), encoder.patch_embed.proj.stride[0]
+    if is_mask:
+        spec = TeacherSpec(name, side, preprocessing, (stride // 4,), (1,), "Apache-2.0", contamination, kind="mask")
+        return MaskTeacher(spec, sam)
     channels = (encoder.neck[-1].weight.numel(),)
-    return Teacher(TeacherSpec(name, side, preprocessing, strides, channels, "Apache-2.0", contamination), encoder)
+    return Teacher(TeacherSpec(name, side, preprocessing, (stride,), channels, "Apache-2.0", contamination), encoder)

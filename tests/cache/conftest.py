@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SplitEntry, TeacherEntry
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.cache.store import FeatureStore
 
 N = 10

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SplitEntry, TeacherEntry
+from polyp_difom.cache.samples import SampleTable
 
 
 def manifest(**changes: object) -> Manifest:

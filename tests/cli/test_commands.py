@@ -79,7 +79,7 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.extract import Runner
-from polyp_difom.pipeline.distill import Trainer
+from polyp_difom.pipeline.trainer import Trainer
 schema.MOST_SAMPLES_PER_SHARD = 2
 
 def slowed(real, seconds):

@@ -36,6 +36,8 @@ def test_a_run_is_named_after_student_objective_and_seed_by_default(
     monkeypatch.chdir(tmp_path)
     assert train("--objective", "none", "--seed", "3").exit_code == 0
     assert (tmp_path / "runs/unet4-none-s3/checkpoints/last.safetensors").is_file()
+    assert train("--objective", "cwd@decoder:2", "--epochs", "1").exit_code == 0
+    assert (tmp_path / "runs/unet4-cwd-decoder2-s0/checkpoints/last.safetensors").is_file()  # "@" asks a teacher for its output
 
 
 def test_json_of_a_run_is_one_object_and_quiet_is_quiet(train: Callable, tmp_path: Path) -> None:
@@ -196,3 +198,73 @@ def test_resume_needs_no_more_than_the_run_folder(
     result = cli("distill", "--resume", "-o", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "run/checkpoints/last.safetensors").is_file()
+
+
+def test_a_preset_gives_way_to_the_configuration_and_both_to_flags(cli: Callable, store: FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("batch-size: 5\nepochs: 7\n")
+    words = ["--preset", "control", "--config", tmp_path / "c.yaml", "--epochs", "1", "--student", "unet:4", "--device", "cpu"]
+    result = cli("distill", "--cache", store.location, *words, "-o", tmp_path / "r")
+    assert result.exit_code == 0, result.stderr
+    saved = RunFolder(tmp_path / "r").config()
+    wanted = {"objective": "none", "batch_size": 5, "epochs": 1, "learning_rate": 1e-3, "auto": None}
+    assert {name: saved[name] for name in wanted} == wanted
+
+
+def test_a_run_that_was_chosen_by_pilots_is_no_more_so_under_another_objective(
+    cli: Callable, store: FeatureStore, light: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("objective: multiscale\nauto: 'auto: multiscale'\n")
+    words = ["distill", "--cache", store.location, *light, "--epochs", "1", "--config", tmp_path / "c.yaml"]
+    assert cli(*words, "-o", tmp_path / "same").exit_code == 0
+    assert cli(*words, "--objective", "none", "-o", tmp_path / "other").exit_code == 0
+    assert [RunFolder(tmp_path / name).config()["auto"] for name in ("same", "other")] == ["auto: multiscale", None]
+
+
+def test_an_empty_preset_is_none_of_them(refused: Refused, store: FeatureStore) -> None:
+    assert "unknown preset ''" in refused(2, "distill", "--cache", store.location, "--preset", "")
+
+
+def test_an_unknown_preset_is_named(refused: Refused, store: FeatureStore) -> None:
+    message = refused(2, "distill", "--cache", store.location, "--preset", "papper")
+    assert "unknown preset 'papper'" in message
+    assert "did you mean paper" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ema", "1"], "--ema"),
+        (["--optimizer", "sgd"], "--optimizer"),
+        (["--schedule", "step"], "--schedule"),
+        (["--drop-teachers", "1"], "--drop-teachers"),
+        (["--patience", "0"], "--patience"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_by_option(
+    options: list[str], said: str, refused: Refused, store: FeatureStore
+) -> None:
+    assert said in refused(2, "distill", "--cache", store.location, *options)
+
+
+def test_auto_tells_what_it_chose_and_goes_on_from_its_folder_alone(
+    cli: Callable, store: FeatureStore, light: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyp_difom.pipeline import auto
+
+    monkeypatch.setattr(auto, "candidates", lambda config, store: [auto.Candidate("multiscale", "multiscale", 1.0)])
+    scores = auto._Pilots._scores
+
+    def stop(self: object, candidate: auto.Candidate, epochs: int) -> object:
+        if candidate.label != "none":
+            raise KeyboardInterrupt
+        return scores(self, candidate, epochs)
+
+    monkeypatch.setattr(auto._Pilots, "_scores", stop)
+    words = ["distill", "--cache", store.location, *light, "--objective", "auto", "-o", tmp_path / "run"]
+    assert cli(*words).exit_code == 130
+    monkeypatch.setattr(auto._Pilots, "_scores", scores)
+    result = cli("distill", "--resume", "-o", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)["auto"]
+    assert said.startswith("auto: ")
+    assert RunFolder(tmp_path / "run").config()["auto"] == said

@@ -344,3 +344,19 @@ def test_a_limit_and_low_spectra_are_passed_on(cli: Callable, small: list[str], 
     assert cli("extract", "-d", frames, "--cache", tmp_path / "s.zarr", *small, *options).exit_code == 0
     made = FeatureStore.open(tmp_path / "s.zarr")
     assert (len(made), made.manifest.spectra, made.manifest.scales) == (6, "low", {"s8": 8, "s16": 4})
+
+
+def test_a_dry_run_says_what_it_will_take_and_writes_nothing(
+    cli: Callable, small: list[str], frames: Path, tmp_path: Path
+) -> None:
+    result = cli("extract", "--data", frames, *small, "--cache", tmp_path / "x.zarr", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert not list(tmp_path.iterdir())
+    assert all(seconds > 0 for seconds in told["seconds"].values())
+    made = cli("extract", "--data", frames, *small, "--cache", tmp_path / "x.zarr", "--json")
+    summary = json.loads(made.stdout)
+    assert told["frames"] == summary["frames"]
+    assert list(told["seconds"]) == [teacher["name"] for teacher in summary["teachers"]]
+    written = sum(path.stat().st_size for path in (tmp_path / "x.zarr").rglob("*") if path.is_file())
+    assert written < told["bytes"] + 2**20

@@ -48,6 +48,7 @@ def test_a_sweep_prints_its_table_its_best_trial_and_the_next_command(
     resumed = ["sweep", "--resume", "-o", folder]
     assert "sampler_seed = 7 now" in refused(2, *resumed, "--sampler-seed", "7")  # flags are not left unread
     assert "--jobs" in refused(2, *resumed, "--jobs", "0")
+    refused(2, *resumed, "--preset", "paper")
 
 
 def test_a_file_holds_the_whole_sweep(cli: Callable, store: FeatureStore, tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 
 PER_SHARD = 8
+NEVER_WRITTEN = 2**64 - 1
+"""In an index, offset and length of a chunk that is not there."""
+READ = ("shard", "chunk", "checksum", "index")
+"""Classes of bytes that every reading of an array passes, and"""
+ON_READ = ("flip", "truncate", "empty", "zero", "delete")
+"""damage to them that it must tell: all that leaves no whole record of some other state."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,34 @@ def spans(store: FeatureStore, key: str, shard: int, raw: bytes, rng: np.random.
         bit = int(rng.integers(8 * first, 8 * last))
         yield Fault("flip", f"{what} {file} {one}", file, writing(file, flipped(raw, bit)), most)
         yield Fault("zero", f"{what} {file} {one}", file, writing(file, raw[:first] + bytes(last - first) + raw[last:]), most)
-    exchanged = index.copy()
+    pair = PER_SHARD if frames else 2
+    exchanged, gone, short = index.copy(), index.copy(), index.copy()
     exchanged[[one, two]] = exchanged[[two, one]]
-    body = exchanged.tobytes()
-    crossed = raw[:start] + body + google_crc32c.value(body).to_bytes(4, "little")
-    yield Fault("swap", f"chunks {file} {one} {two}", file, writing(file, crossed), PER_SHARD if frames else 2)
+    gone[one], short[one, 1] = NEVER_WRITTEN, length - 8
+    yield Fault("swap", f"chunk {file} {one} {two}", file, writing(file, indexed(raw, start, exchanged)), pair)
+    yield Fault("delete", f"chunk {file} {one}", file, writing(file, indexed(raw, start, gone)), limit)
+    yield Fault("truncate", f"chunk {file} {one}", file, writing(file, indexed(raw, start, short)), limit)
+    first, second = (int(index[n].sum()) for n in (one, two))
+    sums = raw[first - 4 : first], raw[second - 4 : second]
+    crossed = bytearray(raw)
+    crossed[first - 4 : first], crossed[second - 4 : second] = sums[1], sums[0]
+    if sums[0] != sums[1]:
+        yield Fault("swap", f"checksum {file} {one} {two}", file, writing(file, bytes(crossed)), pair)
+    cut = short.copy()
+    cut[one, 1] = length - 4
+    yield Fault("delete", f"checksum {file} {one}", file, writing(file, indexed(raw, start, cut)), limit)
+    cut[one, 1] = length - 2
+    yield Fault("truncate", f"checksum {file} {one}", file, writing(file, indexed(raw, start, cut)), limit)
+    yield Fault("truncate", f"index {file}", file, writing(file, raw[:-6]), PER_SHARD)
+    yield Fault("delete", f"index {file}", file, writing(file, raw[:start]), PER_SHARD)
+    turned = np.concatenate([np.roll(index[:held], 1, axis=0), index[held:]])
+    yield Fault("swap", f"index {file}", file, writing(file, indexed(raw, start, turned)), PER_SHARD)
+
+
+def indexed(raw: bytes, start: int, index: np.ndarray) -> bytes:
+    """A shard file with another index, whose checksum is right."""
+    body = index.astype("<u8").tobytes()
+    return raw[:start] + body + google_crc32c.value(body).to_bytes(4, "little")
 
 
 def flipped(raw: bytes, bit: int) -> bytes:

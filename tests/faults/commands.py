@@ -1,4 +1,4 @@
-"""The six commands that faults are tried on: how they are typed, what they make, what of it must be the same however it came about."""
+"""The commands that faults are tried on: how they are typed, what they make, what of it must be the same however it came about."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Command:
         again: what a user adds who types it a second time, the first guess.
         varies: patterns of files that no two runs share, or that hold only times.
         kept: what is finished and must not be computed again, by name, given the folder after a kill.
+        begin: puts there what the command works on, before it is typed first.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Command:
     again: tuple[str, ...]
     varies: str
     kept: Callable[[Path], dict[str, Any]] = field(default=lambda folder: {})
+    begin: Callable[[Path], object] = field(default=lambda folder: None)
 
 
 def commands(folder: Path) -> list[Command]:
@@ -50,6 +53,10 @@ def commands(folder: Path) -> list[Command]:
             "extract", "-d", f"{folder}/frames", "--teachers", "dinov2:small", "--weights", f"dinov2:small={folder}/weights",
             "--size", "64", "--views", "1", "--channels", "8", "--scales", "s16", "--cache", f"{out}/store.zarr", *small,
         ], (), r"ledger/values/c/", _done_shards),
+        Command("extend", lambda out: [
+            "cache", "extend", f"{out}/store.zarr", "--teachers", "dinov2:base", "--weights", f"dinov2:base={folder}/weights",
+            "--device", "cpu", "-q",
+        ], (), r"ledger/values/c/", _done_shards, lambda out: shutil.copytree(store, out / "store.zarr")),
         Command("distill", lambda out: ["distill", *student, "-o", f"{out}/run", *small],
                 ("--resume",), r"env\.json$", _epochs),
         Command("sweep", lambda out: [

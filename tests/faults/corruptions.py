@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,13 @@ from polyp_difom.cache.inspection import Damage
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.sources import Source
-from polyp_difom.pipeline.data.synthetic import write_dataset
 from polyp_difom.pipeline.extend import ExtendConfig, extend
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
 from polyp_difom.pipeline.repair import repair, restore_metadata
 
-from .byte_faults import PER_SHARD, Fault, catalogue, files_of
+from .byte_faults import ON_READ, PER_SHARD, READ, Fault, catalogue, files_of
+from .frames import write_frames
 
 TEACHERS = {"dinov2:small": 32, "dinov2:base": 24}
 NOT_COMPARED = ("ledger/values/", "ledger/host/")
@@ -45,6 +46,7 @@ class Outcome:
         repaired: the store is as it was, byte for byte but for `NOT_COMPARED`.
         recomputed: samples that a teacher or `extract` worked on; `limit` is what was hurt.
         silent: not told, and something that a reader gets is not what it was.
+        unread: that bytes are not what was written must be told on reading, and was not.
     """
 
     kind: str
@@ -55,20 +57,21 @@ class Outcome:
     recomputed: int
     limit: int
     silent: bool
+    unread: bool = False
 
     @property
     def is_good(self) -> bool:
         """Found, named and put right by computing no more than what was hurt; or of no consequence at all."""
-        return self.repaired and self.recomputed <= self.limit and not self.silent
+        return self.repaired and self.recomputed <= self.limit and not (self.silent or self.unread)
 
 
 class Bench:
     """A sound store of 22 samples in three shards, two teachers, the second by extension; and an older state of the same."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, data: Sequence[Path] = ()):
         from transformers import Dinov2Config, Dinov2Model
 
-        self.folder, self.weights = folder, {}
+        self.folder, self.weights, self.data = folder, {}, data
         for seed, (name, width) in enumerate(TEACHERS.items()):
             torch.manual_seed(seed)
             self.weights[name] = str(folder / name.replace(":", "-"))
@@ -92,7 +95,7 @@ class Bench:
         })  # fmt: skip
 
     def _make(self, name: str, seed: int) -> Path:
-        write_dataset(self.folder / name / "frames", count=24, size=64, seed=seed)
+        write_frames(self.folder / name / "frames", 24, 64, seed, self.data)
         cache = self.folder / f"{name}.zarr"
         first, second = TEACHERS
         with shards_of(PER_SHARD):
@@ -139,7 +142,10 @@ def follow(bench: Bench, fault: Fault, place: Path) -> Outcome:
     recomputed = remedy(bench, place) if found else 0
     repaired = harmless or (same_bytes(place, bench.sound) and FeatureStore.open(place).verify() == [])
     shutil.rmtree(place)
-    return Outcome(fault.kind, fault.place, found, named, repaired, recomputed, fault.limit, not found and not harmless)
+    silent = not found and not harmless
+    promised = fault.kind in ON_READ and fault.place.split(" ")[0] in READ and not harmless
+    unread = promised and not ("read" in found or "open" in found)
+    return Outcome(fault.kind, fault.place, found, named, repaired, recomputed, fault.limit, silent, unread)
 
 
 def detect(place: Path) -> tuple[str, str]:

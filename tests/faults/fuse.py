@@ -26,12 +26,14 @@ class Strike:
         moment: before it, inside (half of the bytes are written; else as before), or after it.
         signal: sent to the process itself; None for a disk fault.
         error: errno with which this event and every later one that the fault is about fails.
+        once: a file that the strike makes: events count in processes that the first one starts, and one of them is hit.
     """
 
     at: int = 0
     moment: Moment = "before"
     signal: signal.Signals | None = None
     error: int | None = None
+    once: Path | None = None
 
 
 class Fuse:
@@ -44,11 +46,11 @@ class Fuse:
 
     def __init__(self, folder: Path, strike: Strike):
         self.folder, self.strike, self.paths = f"{os.path.realpath(folder)}/", strike, list[str]()
-        self._lock = threading.Lock()
+        self._lock, self._first = threading.Lock(), os.getpid()
 
     def event(self, kind: str, path: str, act: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
         """Does `act`, a change of `path`, unless the strike forbids it."""
-        if not path.startswith(self.folder):
+        if not path.startswith(self.folder) or (self.strike.once and os.getpid() == self._first):
             return act()
         with self._lock:
             self.paths.append(path)
@@ -58,7 +60,7 @@ class Fuse:
             if number == strike.at and strike.moment == "inside":
                 half()
             raise OSError(strike.error, os.strerror(strike.error), path)
-        hit = strike.signal is not None and number == strike.at
+        hit = strike.signal is not None and number == strike.at and (strike.once is None or self._is_first(strike.once))
         if hit and strike.moment == "inside":
             half()
         if hit and strike.moment != "after":
@@ -67,6 +69,13 @@ class Fuse:
         if hit and strike.moment == "after":
             self._kill()
         return result
+
+    def _is_first(self, marker: Path) -> bool:
+        try:
+            os.mkdir(marker)
+        except FileExistsError:
+            return False
+        return True
 
     def _kill(self) -> None:
         assert self.strike.signal is not None

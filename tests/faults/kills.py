@@ -1,4 +1,4 @@
-"""Six commands, killed at any change they make to a file, or refused it by the disk, and typed again as their messages say:
+"""Commands, killed at any change they make to a file, or refused it by the disk, and typed again as their messages say:
 is the result that of an uninterrupted run, byte for byte?
 
 Every attempt is a forked child that runs the command line in-process; `Bench.paths`, what an uninterrupted one changes, are the moments.
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,11 @@ import torch
 
 from polyp_difom.cli.main import app
 from polyp_difom.pipeline import runs, schema
-from polyp_difom.pipeline.data.synthetic import write_dataset
 from polyp_difom.pipeline.sweep import run as sweeping
 from polyp_difom.pipeline.sweep.worker import work
 
 from .commands import Files, commands, compare, snapshot, torn_files
+from .frames import write_frames
 from .fuse import Fuse, Strike
 
 SECONDS = 240.0
@@ -48,7 +48,7 @@ class Outcome:
         recovered: what the messages say leads to the result of an uninterrupted run, with nothing left lying about.
         lost: it does not, or what was finished was computed again.
         corrupt: something under its final name was not whole. silent: the result differs and no message said so.
-        note: what was wrong.
+        note: what was wrong. told: by what damage to a store was told.
     """
 
     kind: str
@@ -61,6 +61,7 @@ class Outcome:
     corrupt: bool = False
     silent: bool = False
     note: str = ""
+    told: str = ""
 
     @property
     def is_good(self) -> bool:
@@ -69,9 +70,9 @@ class Outcome:
 
 
 class Bench:
-    """Frames, a teacher, a store, a run, and the six commands that use them."""
+    """Frames (drawn, or of real data sets), a teacher, a store, a run, and the commands that use them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, data: Sequence[Path] = ()):
         from transformers import Dinov2Config, Dinov2Model
 
         runs._git_state = lambda: None  # type: ignore[assignment]
@@ -80,8 +81,8 @@ class Bench:
         torch.manual_seed(0)
         shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56, "patch_size": 14}
         Dinov2Model(Dinov2Config(hidden_size=16, **shape)).save_pretrained(folder / "weights")
-        write_dataset(folder / "frames", count=14, size=64)
-        write_dataset(folder / "pictures", count=3, size=64, seed=1)
+        write_frames(folder / "frames", 14, 64, data=data)
+        write_frames(folder / "pictures", 3, 64, seed=1, data=data)
         self.commands = {command.name: command for command in commands(folder)}
         for name in ("extract", "distill"):  # in this process, which so imports what children need
             code = _in_process(self.commands[name].words(folder / "base"))
@@ -90,6 +91,8 @@ class Bench:
         self.sound: dict[str, Files] = {}
         for name, command in self.commands.items():
             place = folder / f"sound-{name}"
+            place.mkdir()
+            command.begin(place)
             ended = attempt(command.words(place), place, Strike())
             assert ended.code == 0, ended.text
             self.sound[name], self.paths[name] = snapshot(place, command), ended.paths
@@ -100,8 +103,10 @@ class Bench:
         return {name: len(paths) for name, paths in self.paths.items()}
 
     def new_place(self, name: str) -> Path:
-        """An empty folder for one fault."""
-        return Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{name}-".replace(" ", "-")))
+        """A folder for one fault, with nothing in it but what the command works on."""
+        place = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{name}-".replace(" ", "-")))
+        self.commands[name].begin(place)
+        return place
 
     def follow(
         self, name: str, kind: str, strike: Strike, seconds: float | None = None, between: Callable[[Path], None] | None = None
@@ -199,6 +204,7 @@ def begin(words: list[str], place: Path, strike: Strike, copy: int = 0) -> int:
     """The number of a forked child that runs a command, the `copy`-th at work in that place."""
     place.joinpath("tmp").mkdir(parents=True, exist_ok=True)
     log = _log(place, copy)
+    log.touch()  # it may be killed before it can
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -212,7 +218,8 @@ def begin(words: list[str], place: Path, strike: Strike, copy: int = 0) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         tempfile.tempdir = str(place / "tmp")
-        vars(sweeping.LOCAL)["run"] = lambda folder, config, arrays, *_: work(folder, config, arrays)  # no worker processes
+        if strike.once is None:  # no worker processes
+            vars(sweeping.LOCAL)["run"] = lambda folder, config, arrays, *_: work(folder, config, arrays)
         fuse = Fuse(place, strike)
         fuse.arm()
         code = _in_process(words)

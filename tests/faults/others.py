@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .commands import compare, snapshot
-from .fuse import Strike
+from .commands import Files, compare, snapshot
+from .fuse import Moment, Strike
 from .kills import Bench, Ended, Outcome, attempt, begin, is_right_end, wait
 
 HELPERS = {"sweep": ["--join"], "extract": []}
@@ -33,13 +33,20 @@ def may_mount(folder: Path) -> bool:
 
 
 def full_disk(bench: Bench, name: str, share: float) -> Outcome:
-    """A file system that holds `share` of what the command writes; it grows before the command is typed again."""
+    """A file system with room for `share` of what the command writes; it grows before the command is typed again."""
     place = bench.new_place(name)
-    needed = sum(max(4096, -(-len(raw) // 4096) * 4096) for raw in bench.sound[name].values())
-    with _disk(place, max(1 << 14, int(needed * share))):
+    held = _blocks(snapshot(place, bench.commands[name]))
+    needed = _blocks(bench.sound[name]) - held
+    with _disk(place, held + max(1 << 14, int(needed * share))):
+        bench.commands[name].begin(place)
         ended = attempt(bench.commands[name].words(place), place, Strike())
         _remount(place, "size=64m")
         return _judged(bench, name, place, "full file system", f"{share:.0%} of what it needs", [ended])
+
+
+def _blocks(files: Files) -> int:
+    """Bytes of whole blocks."""
+    return sum(max(4096, -(-len(raw) // 4096) * 4096) for raw in files.values())
 
 
 def read_only(bench: Bench, name: str, strike: Strike) -> Outcome:
@@ -47,6 +54,7 @@ def read_only(bench: Bench, name: str, strike: Strike) -> Outcome:
     place = bench.new_place(name)
     with _disk(place, 64 << 20):
         command = bench.commands[name]
+        command.begin(place)
         attempt(command.words(place), place, strike)
         _remount(place, "ro")
         ended = attempt([*command.words(place), *command.again], place, Strike())
@@ -114,6 +122,28 @@ def _judged(
     if not notes and not os.path.ismount(place):
         shutil.rmtree(place)
     return outcome
+
+
+def worker_killed(bench: Bench, at: int, moment: Moment, signed: signal.Signals) -> Outcome:
+    """One of a sweep's own worker processes is hit; the sweep itself goes on, to the result of a plain one."""
+    place = bench.new_place("sweep")
+    struck = place.with_name(f"{place.name}.struck")
+    ended = attempt(bench.commands["sweep"].words(place), place, Strike(at, moment, signed, once=struck))
+    differing = compare(snapshot(place, bench.commands["sweep"]), bench.sound["sweep"])
+    notes = [] if ended.code == 0 and "Traceback" not in ended.text else [f"ended with {ended.code}: {ended.text[-600:]}"]
+    notes += [f"differs: {differing[:6]}"] if differing else []
+    notes += [] if struck.exists() else ["no worker came so far"]
+    if not notes:
+        shutil.rmtree(place)
+    return Outcome(
+        "worker killed", "sweep", f"{moment} event {at}", signed.name, detected=not notes, recovered=not differing,
+        lost=bool(differing), silent=ended.code == 0 and bool(differing), note="; ".join(notes),
+    )  # fmt: skip
+
+
+def worker_events(bench: Bench) -> int:
+    """How many changes of files a sweep's workers make."""
+    return sum("/sweep/trials/" in path or "/sweep/runs/" in path for path in bench.paths["sweep"])
 
 
 @contextmanager

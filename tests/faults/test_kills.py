@@ -22,7 +22,7 @@ from polyp_difom.pipeline.runs import RunFolder
 from . import kills
 from .fuse import Strike
 from .kills import Bench, Outcome
-from .others import clock_backwards, full_disk, may_mount, read_only, stopped, two_copies
+from .others import clock_backwards, full_disk, may_mount, read_only, stopped, two_copies, worker_events, worker_killed
 from .torture import table
 
 
@@ -37,7 +37,7 @@ def whole(*outcomes: Outcome) -> None:
     assert [outcome for outcome in outcomes if not outcome.is_good] == []
 
 
-@pytest.mark.parametrize("name", ["extract", "distill", "sweep", "export", "hub folder", "predict"])
+@pytest.mark.parametrize("name", ["extract", "extend", "distill", "sweep", "export", "hub folder", "predict"])
 def test_a_command_killed_at_a_write_is_made_good_by_typing_it_again(bench: Bench, name: str) -> None:
     at = int(np.random.default_rng(len(name)).integers(1, bench.events[name]))
     whole(bench.follow(name, "kill", Strike(at, "inside", signal.SIGKILL)))
@@ -64,6 +64,11 @@ def test_what_is_known_of_the_teacher_is_copied_by_the_next_extract_where_a_kill
     whole(bench.follow("extract", "kill", Strike(copied[-1], "before", signal.SIGKILL)))
 
 
+def test_an_extension_killed_before_its_arrays_were_in_a_group_is_made_good_by_typing_it_again(bench: Bench) -> None:
+    laid = [number for number, path in enumerate(bench.paths["extend"], 1) if "embedding/zarr" in path]
+    whole(bench.follow("extend", "kill", Strike(laid[-1], "after", signal.SIGKILL)))
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_refuses_is_an_error_with_a_message_and_loses_nothing(bench: Bench, error: int) -> None:
     for name in ("predict", "hub folder"):
@@ -75,12 +80,17 @@ def test_file_systems_that_are_full_or_read_only_are_told_without_a_traceback(be
         pytest.skip("no file system can be mounted here")
     whole(
         full_disk(bench, "export", 0.4),
+        full_disk(bench, "extend", 0.4),
         read_only(bench, "sweep", Strike(bench.events["sweep"] * 3 // 4, signal=signal.SIGKILL)),
     )
 
 
 def test_of_two_copies_one_does_the_work_and_the_other_helps_or_is_refused(bench: Bench) -> None:
     whole(*(two_copies(bench, name) for name in ("extract", "distill")))
+
+
+def test_a_sweep_whose_worker_is_killed_ends_as_a_plain_one(bench: Bench) -> None:
+    whole(worker_killed(bench, worker_events(bench) // 2, "inside", signal.SIGKILL))
 
 
 def test_a_stopped_process_keeps_its_shard_and_a_killed_one_leaves_it_to_the_next(bench: Bench) -> None:

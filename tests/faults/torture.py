@@ -15,10 +15,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from errno import ENOSPC, EROFS
-from itertools import chain
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
@@ -29,11 +29,12 @@ import torch
 from . import corruptions
 from .fuse import Moment, Strike
 from .kills import Bench, Outcome
-from .others import clock_backwards, full_disk, may_mount, read_only, stopped, two_copies
+from .others import clock_backwards, full_disk, may_mount, read_only, stopped, two_copies, worker_events, worker_killed
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOMENTS = ("before", "inside", "after")
 COLUMNS = ("tried", "detected", "recovered", "lost", "corrupt", "silent")
+OF_COMMANDS, OF_BYTES = ("kills", "workers", "others", "disks"), ("files", "damages", "folders")
 Fault = Callable[[], Outcome]
 
 
@@ -82,10 +83,45 @@ def others(bench: Bench, rng: np.random.Generator, rounds: int) -> Iterator[Faul
                 yield lambda name=name, strike=strike: read_only(bench, name, strike)
 
 
-def damaged_stores(seed: int, count: int, folder: Path) -> Iterator[Fault]:
+def workers(bench: Bench, rng: np.random.Generator, count: int) -> Iterator[Fault]:
+    """`count` kills of a sweep's own worker processes."""
+    for number in range(count):
+        at = 1 + int((number + rng.random()) / count * worker_events(bench))
+        moment, signed = cast(Moment, MOMENTS[number // 3 % 3]), SIGNALS[number % 3]
+        yield lambda at=at, moment=moment, signed=signed: worker_killed(bench, at, moment, signed)
+
+
+def strangers(folder: Path, seed: int, share: float) -> Iterator[Fault]:
+    """Every command that reads a stranger's run or sweep, on hostile ones, as they come."""
+    folder.mkdir()
+    call = [sys.executable, "-m", "tests.hostile.visit", str(folder), str(share), str(seed)]
+    process = subprocess.Popen(call, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            yield lambda case=json.loads(line): _of_stranger(case)
+        if code := process.wait():
+            note = f"ended with {code}"
+            yield lambda: Outcome(
+                "hostile folders", "all readers", "", "", detected=False, recovered=False, lost=True, note=note
+            )
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _of_stranger(case: dict) -> Outcome:
+    wrong = case["wrong"]
+    return Outcome(
+        f"hostile {case['kind']}", case["command"], case["name"], "", detected=not wrong, recovered=not wrong, silent=bool(wrong),
+        note=str(case) if wrong else "",
+    )  # fmt: skip
+
+
+def damaged_stores(seed: int, count: int, folder: Path, data: Sequence[Path] = ()) -> Iterator[Fault]:
     """Faults of the catalogue of damage to stores."""
     folder.mkdir()
-    bench = corruptions.Bench(folder)
+    bench = corruptions.Bench(folder, data)
     for number, fault in enumerate(corruptions.chosen(bench, seed, count)):
         yield lambda fault=fault, number=number: _of_damage(bench, fault, folder / f"hurt-{number}.zarr")
 
@@ -99,8 +135,8 @@ def _of_damage(bench: corruptions.Bench, fault: corruptions.Fault, place: Path) 
     harmless = not found.detected_by and not found.silent
     return Outcome(
         f"store: {found.kind}", "verify, repair", found.place, "", detected=bool(found.detected_by) or harmless,
-        recovered=found.is_good, lost=not found.repaired or found.recomputed > found.limit, silent=found.silent,
-        note="" if found.is_good else str(found),
+        recovered=found.is_good, lost=not found.repaired or found.recomputed > found.limit, silent=found.silent or found.unread,
+        note="" if found.is_good else str(found), told=found.detected_by or "harmless",
     )  # fmt: skip
 
 
@@ -140,6 +176,28 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def product(outcomes: list[Outcome]) -> str:
+    """Every class of a store's bytes with every damage to it: tried, and of those how many reading or opening told.
+
+    What else was told was told by `cache verify`, or by the count of complete shards; = for what harms no reader.
+    """
+    cells: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.kind.startswith("store: "):
+            cells.setdefault((outcome.moment.split(" ")[0], outcome.kind.removeprefix("store: ")), []).append(outcome)
+    kinds = sorted({kind for _, kind in cells})
+    lines = [f"{'bytes of a store':34}" + "".join(f"{kind:>12}" for kind in kinds)]
+    for what in sorted({what for what, _ in cells}):
+        row = ""
+        for kind in kinds:
+            found = cells.get((what, kind), [])
+            read = sum("read" in one.told or "open" in one.told for one in found)
+            harmless = sum(one.told == "harmless" for one in found)
+            row += f"{f'{len(found)} ({read})' + '=' * (harmless > 0) if found else '-':>12}"
+        lines.append(f"{what:34}{row}")
+    return "\n".join(lines)
+
+
 def tried(faults: Iterable[Fault], until: float) -> list[Outcome]:
     """What became of each, as far as the time goes; what is not good is told at once."""
     outcomes: list[Outcome] = []
@@ -147,7 +205,12 @@ def tried(faults: Iterable[Fault], until: float) -> list[Outcome]:
         if time.monotonic() > until:
             print("the time is over before all faults were tried", file=sys.stderr)
             break
-        outcomes.append(outcome := fault())
+        try:
+            outcome = fault()
+        except Exception:  # one that breaks the harness must not hide what became of the others
+            note = traceback.format_exc()
+            outcome = Outcome("harness broke", "", "", "", detected=False, recovered=False, lost=True, note=note)
+        outcomes.append(outcome)
         if not outcome.is_good or outcome.note:
             print(outcome, file=sys.stderr, flush=True)
         if len(outcomes) % 25 == 0:
@@ -155,19 +218,41 @@ def tried(faults: Iterable[Fault], until: float) -> list[Outcome]:
     return outcomes
 
 
-def bytes_and_files(folder: Path, seed: int, count: int, until: float) -> list[Outcome]:
-    """All hostile files, and `count` damages to stores."""
+def bytes_and_files(folder: Path, asked: argparse.Namespace, until: float) -> list[Outcome]:
+    """All hostile files, three damages to stores for each kill, and hostile folders, all from 300 kills on; in turn."""
     torch.set_num_threads(1)
-    return tried(chain(hostile_files(folder / "hostile"), damaged_stores(seed, count, folder / "damage")), until)
+    parts = {
+        "files": hostile_files(folder / "hostile"),
+        "damages": damaged_stores(asked.seed, 3 * asked.count, folder / "damage", asked.data),
+        "folders": strangers(folder / "strangers", asked.seed, min(1.0, asked.count / 300)),
+    }
+    rows = zip_longest(*(part for name, part in parts.items() if name in asked.only))
+    return tried((fault for row in rows for fault in row if fault is not None), until)
 
 
-def commands(folder: Path, seed: int, job: int, jobs: int, count: int, until: float) -> list[Outcome]:
-    """One job's part of `count` kills, and beside them of a fifth as many writes that the disk refuses and of all else."""
+def commands(folder: Path, job: int, asked: argparse.Namespace, until: float) -> list[Outcome]:
+    """One job's part of the kills, of a fifth as many writes that the disk refuses, and of all else, in no order."""
     torch.set_num_threads(1)
+    if not set(OF_COMMANDS) & set(asked.only):
+        return []
     folder.mkdir()
-    rng, bench = np.random.default_rng(seed), Bench(folder)
-    faults = [*kills(bench, rng, count), *others(bench, rng, max(1, count // 150)), *disks(bench, rng, count // 5)]
-    return tried(faults[job::jobs], until)
+    rng, bench, count = np.random.default_rng(asked.seed), Bench(folder, asked.data), asked.count
+    parts = {
+        "kills": kills(bench, rng, count), "workers": workers(bench, rng, max(3, count // 10)),
+        "others": others(bench, rng, max(1, count // 150)), "disks": disks(bench, rng, count // 5),
+    }  # fmt: skip
+    faults = [fault for name, part in parts.items() if name in asked.only for fault in part]
+    return tried([faults[number] for number in rng.permutation(len(faults))[job :: asked.jobs]], until)
+
+
+def _paths(text: str) -> list[Path]:
+    return [Path(name) for name in text.split(",")]
+
+
+def _kinds(text: str) -> list[str]:
+    if unknown := set(names := text.split(",")) - {*OF_COMMANDS, *OF_BYTES}:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+    return names
 
 
 def main() -> int:
@@ -177,19 +262,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, beside the one that damages stores")
+    parser.add_argument(
+        "--data", type=_paths, default=[], help="data sets whose frames are taken, not drawn ones, between commas"
+    )
+    every = ",".join((*OF_COMMANDS, *OF_BYTES))
+    parser.add_argument("--only", type=_kinds, default=every, help=f"which faults, between commas, of {every}")
     asked = parser.parse_args()
     stdout = os.dup(1)
     os.dup2(2, 1)  # what commands print is no result
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     until = time.monotonic() + 60 * asked.minutes
     with ProcessPoolExecutor(asked.jobs + 1, get_context("fork")) as processes:
-        parts = [processes.submit(bytes_and_files, folder, asked.seed, 3 * asked.count, until)]
-        for job in range(asked.jobs):
-            place = folder / f"bench-{job}"
-            parts.append(processes.submit(commands, place, asked.seed, job, asked.jobs, asked.count, until))
+        parts = [processes.submit(bytes_and_files, folder, asked, until)]
+        parts += [processes.submit(commands, folder / f"bench-{job}", job, asked, until) for job in range(asked.jobs)]
         outcomes = [outcome for part in parts for outcome in part.result()]
     os.dup2(stdout, 1)
-    print(table(outcomes))
+    print(f"{table(outcomes)}\n\n{product(outcomes)}")
     bad = [outcome for outcome in outcomes if not outcome.is_good]
     print(f"\n{len(outcomes)} faults: {sum(one.lost for one in outcomes)} lost, {sum(one.corrupt for one in outcomes)} corrupt, "
           f"{sum(one.silent for one in outcomes)} silent, {sum(not one.detected for one in outcomes)} not told")  # fmt: skip

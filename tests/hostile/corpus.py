@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 
 Expected = Literal["read", "refused", "either"]
 """What is right: to be read; to be refused with a message; one of both, for bytes damaged at random."""
+LAUGHS = (
+    "a0: &a0 [ha, ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)) + "seed: *a11\n"
+)
+"""YAML of a few lines that stands for 10^11 values."""
 
 
 @dataclass(frozen=True, eq=False)

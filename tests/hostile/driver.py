@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,22 +25,13 @@ from polyp_difom.pipeline.predict.inputs import find_sources
 
 from .corpus import Case
 from .films import dicom_cases, film_cases
+from .limits import Hang, patience
 from .networks import network_cases
 from .pictures import picture_cases
 from .stores import store_cases
 
-SECONDS = 20
-"""After so long a reader hangs."""
 ADDRESSES = 12 << 30
 """Bytes of address space: a fuse that keeps a hole from taking the machine along."""
-
-
-class _Hang(BaseException):
-    pass
-
-
-def _ring(signum: int, frame: FrameType | None) -> None:
-    raise _Hang
 
 
 def corpus(folder: Path) -> list[Case]:
@@ -66,11 +55,11 @@ def readers(kind: str) -> list[Callable[[Path], Any]]:
 
 def outcome(case: Case, read: Callable[[Path], Any]) -> dict[str, Any]:
     """What one reader made of one case."""
-    signal.alarm(SECONDS)
     began = time.process_time()
     found: dict[str, Any] = {"kind": case.kind, "path": str(case.path), "expected": case.expected, "got": "read"}
     try:
-        value = read(case.path)
+        with patience():
+            value = read(case.path)
         if case.pixels is not None and read is not read_map:
             image = value[0] if isinstance(value, list) else value
             same_size = image.shape == case.pixels.shape
@@ -78,11 +67,10 @@ def outcome(case: Case, read: Callable[[Path], Any]) -> dict[str, Any]:
                 found["got"] = "read wrongly"
     except PolypDifomError as error:
         found |= {"got": "refused", "error": type(error).__name__, "message": str(error), "code": error.exit_code}
-    except _Hang:
+    except Hang:
         found["got"] = "hangs"
     except Exception:
         found |= {"got": "crashes", "message": traceback.format_exc(limit=-3)}
-    signal.alarm(0)
     return found | {"seconds": time.process_time() - began, "peak": _memory("VmHWM"), "reader": read.__name__}
 
 
@@ -96,7 +84,6 @@ def main(folder: str) -> None:
     """Make the corpus, read it, print what came of it; the first line holds the memory before."""
     cases = corpus(Path(folder))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
-    signal.signal(signal.SIGALRM, _ring)
     before = sorted(str(path) for path in Path(folder).rglob("*"))
     whole = next(case for case in cases if case.kind == "checkpoint" and case.expected == "read")
     load_model(whole.path, "cpu")  # imports what loading needs

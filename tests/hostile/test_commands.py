@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from polyp_difom.cache.errors import DataError
+from polyp_difom.cli.console import echo, print_table
 from polyp_difom.cli.main import app
 from polyp_difom.pipeline.data.frames import read_frame
 from polyp_difom.pipeline.data.layouts import find_pairs
@@ -146,6 +147,15 @@ def test_a_data_set_with_unprintable_names_is_refused_and_they_are_shown_escaped
     assert ascii(f"{name}.png") in str(caught.value)
 
 
+def test_names_in_a_title_a_table_or_a_line_do_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["a\x1b[31m"], [["b\u202e"]], title="c\x1b]0;x\x07")
+    echo("d\x1b[2J")
+    echo("e\x07", err=True)
+    said = capsys.readouterr()
+    assert all(character.isprintable() or character == "\n" for character in said.out + said.err)
+    assert [name in said.out for name in ("a\\x1b[31m", "b\\u202e", "c\\x1b]0;x\\x07", "d\\x1b[2J")] == [True] * 4
+
+
 def test_an_id_is_no_formula(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / "=cmd()" / folder).mkdir(parents=True)
@@ -210,3 +220,11 @@ def test_evaluate_refuses_a_hostile_map_by_name(cli: Callable[..., Result], pict
         assert (result.exit_code, type(result.exception)) == (3, SystemExit), (case.path, result.exception)
         assert "maps/a.png" in result.stderr
         shutil.rmtree(tmp_path / "figures", ignore_errors=True)
+
+
+def test_a_file_may_be_called_like_a_formula_and_its_id_is_none(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for name in ("=1+1", "+1", "-1", "@a"):
+            (tmp_path / "set" / folder / f"{name}.png").write_bytes(b"")
+    assert {pair.id for pair in find_pairs(tmp_path / "set")} == {"set/=1+1", "set/+1", "set/-1", "set/@a"}

@@ -9,9 +9,7 @@ from typer.testing import CliRunner
 
 from polyp_difom.cli.main import app
 
-LAUGHS = (
-    "a0: &a0 [ha, ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)) + "seed: *a11\n"
-)
+from .corpus import LAUGHS
 
 
 @pytest.mark.parametrize(

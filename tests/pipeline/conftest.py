@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SampleTable, SplitEntry, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, DatasetEntry, Manifest, SplitEntry, TeacherEntry
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.basis import Basis

@@ -8,61 +8,62 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import RunError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline.distill import DistillConfig, Trainer, distill
-from polyp_difom.pipeline.objectives.protocol import (
-    OBJECTIVES,
-    Losses,
-    Needs,
-    Objective,
-    Targets,
-    TargetSpec,
-    agreement,
-    frozen,
-)
+from polyp_difom.pipeline.distill import DistillConfig, distill
+from polyp_difom.pipeline.figures import check
+from polyp_difom.pipeline.losses import dice_bce
+from polyp_difom.pipeline.objectives.multiscale import MultiScale
+from polyp_difom.pipeline.objectives.notebook import Notebook
+from polyp_difom.pipeline.objectives.protocol import OBJECTIVES, Key, Objective, Targets, TargetSpec
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.students.protocol import Tap
+from polyp_difom.pipeline.trainer import Trainer
 
 
-class Notebook(Objective):
-    """What must not be done: the target is a trainable 1x1 convolution of the teachers' maps."""
+class Fused(MultiScale):
+    """What must not be done: the target is a trainable 1x1 convolution of the teacher's maps."""
 
-    needs = Needs(maps=True)
-    guard: Callable[[Tensor], Tensor] = staticmethod(lambda target: target)
-
-    def __init__(self, taps: tuple[Tap, ...], targets: Mapping[tuple[str, str], TargetSpec], weight: float = 1.0):
+    def __init__(self, taps: tuple[Tap, ...], targets: Mapping[Key, TargetSpec], weight: float = 1.0):
         super().__init__(taps, targets, weight)
-        self.tap = next(tap for tap in taps if tap.role == "bottleneck")
-        self.keys = [key for key, spec in targets.items() if spec.stride == self.tap.stride]
-        self.fusion = nn.Conv2d(sum(targets[key].channels for key in self.keys), self.tap.channels, 1)
+        channels = next(spec.channels for spec in targets.values())
+        self.fusion = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, logits: Tensor, masks: Tensor, taps: Mapping[str, Tensor], targets: Targets, progress: float) -> Losses:
-        target = self.guard(self.fusion(torch.cat([targets.maps[key] for key in self.keys], 1)))
-        prediction = taps[self.tap.name]
-        seen = agreement(prediction, target)
-        return Losses(F.mse_loss(prediction, target), {f"notebook/{what}": value for what, value in seen.items()})
+    def distance(self, logits: Tensor, taps: Mapping[str, Tensor], targets: Targets) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return super().distance(logits, taps, Targets({key: self.fusion(maps) for key, maps in targets.maps.items()}))
 
 
-class Guarded(Notebook):
-    """The same with the guard that every objective of the package uses."""
+class Swift(Notebook):
+    """The notebook, whose collapse takes some hundred steps, with one that takes a few."""
 
-    guard = staticmethod(frozen)
+    def distance(self, logits: Tensor, taps: Mapping[str, Tensor], targets: Targets) -> tuple[Tensor | None, dict[str, Tensor]]:
+        with torch.no_grad():
+            for parameter in self.fusion.parameters():
+                parameter *= 0.5
+        return super().distance(logits, taps, targets)
+
+
+class Strict(Swift):
+    """The same without the licence to collapse."""
+
+    may_collapse = False
+
+
+TAPS = (Tap("bottleneck", 8, 16, "bottleneck"),)
+SPECS = {("t", "s16"): TargetSpec(12, 4, 16, 1.0)}
 
 
 def variances(objective: Objective, steps: int) -> list[float]:
     """Target variance at each step of a toy training: frames and teacher maps share nothing that can be learnt."""
-    tap = Tap("bottleneck", 8, 16, "bottleneck")
-    student = nn.Conv2d(3, tap.channels, 1)
+    student = nn.Conv2d(3, TAPS[0].channels, 1)
     optimizer = torch.optim.Adam([*student.parameters(), *objective.parameters()], lr=0.02)
     logits, masks, seen = torch.zeros(16, 1, 8, 8), torch.zeros(16, 1, 8, 8), []
     for _ in range(steps):
-        taps = {tap.name: student(torch.rand(16, 3, 4, 4))}
+        taps = {"bottleneck": student(torch.rand(16, 3, 4, 4))}
         targets = Targets(maps={("t", "s16"): torch.randn(16, 12, 4, 4)})
-        losses = objective(logits, masks, taps, targets, 0.5)
+        losses = objective(dice_bce(logits, masks), logits, taps, targets, 0.5)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -71,25 +72,22 @@ def variances(objective: Objective, steps: int) -> list[float]:
 
 
 def test_a_trainable_fusion_collapses_while_fixed_targets_keep_their_variance() -> None:
-    taps, specs = (Tap("bottleneck", 8, 16, "bottleneck"),), {("t", "s16"): TargetSpec(12, 4, 16, 1.0)}
-    collapsing = variances(Notebook(taps, specs), 60)
+    collapsing = variances(Notebook(TAPS, SPECS), 80)
     assert collapsing[-1] < 0.01 * collapsing[0]
-    fixed = variances(OBJECTIVES.get("multiscale")(taps, specs), 60)
+    fixed = variances(MultiScale(TAPS, SPECS), 60)
     assert all(0.8 < value / fixed[0] < 1.25 for value in fixed)
 
 
 def test_the_guard_stops_a_trainable_fusion_at_its_first_step() -> None:
-    taps, specs = (Tap("bottleneck", 8, 16, "bottleneck"),), {("t", "s16"): TargetSpec(12, 4, 16, 1.0)}
     with pytest.raises(RuntimeError, match="targets must be fixed"):
-        variances(Guarded(taps, specs), 1)
+        variances(Fused(TAPS, SPECS), 1)
 
 
-def collapsing_config(store: FeatureStore, objective: str) -> DistillConfig:
+def config_of(store: FeatureStore, objective: str) -> DistillConfig:
     settings = {
         "student": "unet:4",
-        "epochs": 18,
+        "epochs": 3,
         "batch_size": 2,
-        "learning_rate": 0.3,
         "device": "cpu",
         "precision": "float32",
     }
@@ -97,40 +95,57 @@ def collapsing_config(store: FeatureStore, objective: str) -> DistillConfig:
 
 
 @pytest.fixture
-def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     OBJECTIVES.names()
-    monkeypatch.setitem(OBJECTIVES._entries, "notebook-like", Notebook)
-    monkeypatch.setitem(OBJECTIVES._entries, "guarded", Guarded)
+    monkeypatch.setitem(OBJECTIVES._entries, "swift", Swift)
+    monkeypatch.setitem(OBJECTIVES._entries, "strict", Strict)
+    monkeypatch.setitem(OBJECTIVES._entries, "fused", Fused)
 
 
 def test_a_training_that_collapses_is_stopped_and_names_the_target(
-    make_store: Callable[..., FeatureStore], notebook: None, tmp_path: Path
+    make_store: Callable[..., FeatureStore], forbidden: None, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match="collapsed") as caught:
-        distill(collapsing_config(make_store(), "notebook-like"), tmp_path / "run")
+        distill(config_of(make_store(), "strict"), tmp_path / "run")
     assert caught.value.exit_code == 1
-    assert caught.value.details["where"] == "notebook/target_variance"
+    assert str(caught.value.details["where"]).startswith("fused/s16/bottleneck")
+
+
+def test_the_notebook_goes_on_through_its_collapse_with_one_warning_for_each_band(
+    make_store: Callable[..., FeatureStore], forbidden: None, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    progress = Progress()
+    progress.say = said.append  # type: ignore[method-assign]
+    config = config_of(make_store(), "swift")
+    history = distill(config, tmp_path / "run", progress).history()
+    assert len(history) == config.epochs
+    warnings = [line for line in said if "collapsed" in line]
+    assert 1 <= len(warnings) <= 2
+    for band in ("fused/s16/bottleneck/low", "fused/s16/bottleneck/high"):
+        assert sum(band in line for line in warnings) == 1
+        assert history[-1][f"{band}/target_variance"] < 0.01 * history[0][f"{band}/target_variance"]
 
 
 def test_a_training_against_a_trainable_target_does_not_start(
-    make_store: Callable[..., FeatureStore], notebook: None, tmp_path: Path
+    make_store: Callable[..., FeatureStore], forbidden: None, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="targets must be fixed"):
-        distill(collapsing_config(make_store(), "guarded"), tmp_path / "run")
+        distill(config_of(make_store(), "fused"), tmp_path / "run")
 
 
 def test_the_threshold_of_a_collapse_is_one_percent_of_the_first_epoch(make_store: Callable[..., FeatureStore]) -> None:
-    trainer = Trainer(collapsing_config(make_store(), "multiscale"), make_store(), Progress())
-    trainer._check({"a/target_variance": 2.0, "a/cosine": 0.5})
-    trainer._check({"a/target_variance": 0.021, "a/cosine": 0.0})
+    trainer = Trainer(config_of(make_store(), "multiscale"), make_store(), Progress())
+    check({"a/target_variance": 2.0, "a/cosine": 0.5}, trainer.first_variance, 0)
+    check({"a/target_variance": 0.021, "a/cosine": 0.0}, trainer.first_variance, 0)
     before = copy.copy(trainer.first_variance)
     with pytest.raises(RunError, match="collapsed"):
-        trainer._check({"a/target_variance": 0.019, "a/cosine": 0.5})
+        check({"a/target_variance": 0.019, "a/cosine": 0.5}, trainer.first_variance, 0)
     assert trainer.first_variance == before == {"a/target_variance": 2.0}
 
 
 def test_a_figure_that_is_not_finite_stops_the_run(make_store: Callable[..., FeatureStore]) -> None:
-    trainer = Trainer(collapsing_config(make_store(), "multiscale"), make_store(), Progress())
+    trainer = Trainer(config_of(make_store(), "multiscale"), make_store(), Progress())
     with pytest.raises(RunError, match="diverged") as caught:
-        trainer._check({"segmentation": float("nan")})
+        check({"segmentation": float("nan")}, trainer.first_variance, 0)
     assert "--learning-rate" in str(caught.value)

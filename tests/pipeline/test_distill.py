@@ -181,7 +181,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_validation_dice(finished_r
 
 @pytest.mark.parametrize("objective", ["multiscale", "shuffled"])
 def test_the_control_and_its_rivals_start_from_one_student(objective: str, distilling: Distilling, store: FeatureStore) -> None:
-    from polyp_difom.pipeline.distill import Trainer
+    from polyp_difom.pipeline.trainer import Trainer
 
     control, taught = (Trainer(distilling(objective=name), store, Progress()) for name in ("none", objective))
     for name, value in control.student.state_dict().items():
@@ -195,7 +195,7 @@ def test_a_run_folder_holds_configuration_environment_frames_figures_and_log(
 ) -> None:
     run = distill(distilling(), tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        "config.yaml", "env.json", "samples.csv", "metrics.jsonl", "train.log", "checkpoints"
+        "config.yaml", "env.json", "samples.csv", "metrics.jsonl", "train.log", "checkpoints", "plots"
     }  # fmt: skip
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert config["teachers"] == ["dinov2:small"]

@@ -23,6 +23,7 @@ SETTINGS = {"student": "unet:4", "epochs": 2, "batch_size": 4, "device": "cpu", 
 CASES = {
     "none": {"objective": "none"}, "multiscale": {"objective": "multiscale"}, "paper": {"objective": "paper", "epochs": 3},
     "light": {"objective": "multiscale", "student": "light", "epochs": 1},
+    "several": {"objective": "multiscale@encoder.decoder+cwd:0.5+relational:0.5", "epochs": 1},
 }  # fmt: skip
 WRONG = ("own batch norms", "the same half twice", "own energy of the bands", "own gradients")
 TOLERANCE = 1e-7
@@ -38,14 +39,15 @@ torch.set_default_dtype(torch.float64)
 torch.Tensor.float = torch.Tensor.double
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline import distributed
-from polyp_difom.pipeline.distill import DistillConfig, Trainer, distill
+from polyp_difom.pipeline.distill import DistillConfig, distill
+from polyp_difom.pipeline.trainer import Trainer
 
 cases, out = json.loads(sys.argv[1]), Path(sys.argv[2])
 half = lambda b: slice(0, b // 2)
 PATCHES = {
-    "own batch norms": ("distill.synchronised", nullcontext), "the same half twice": ("distributed.own", half),
+    "own batch norms": ("trainer.synchronised", nullcontext), "the same half twice": ("distributed.own", half),
     "own energy of the bands": ("objectives.multiscale.average", lambda value: value),
-    "own gradients": ("distill.average_gradients", lambda parameters: None),
+    "own gradients": ("trainer.average_gradients", lambda parameters: None),
 }
 
 def stopped(config, folder):

@@ -10,7 +10,10 @@ import torch
 
 from polyp_difom.cache.errors import RunError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline.distill import DistillConfig, Trainer, distill
+from polyp_difom.pipeline.distill import DistillConfig, distill
+from polyp_difom.pipeline.figures import Diverged, check
+from polyp_difom.pipeline.runs import LARGEST_FIGURE
+from polyp_difom.pipeline.trainer import Trainer
 
 Distilling = Callable[..., DistillConfig]
 
@@ -19,10 +22,12 @@ def test_a_loss_that_is_not_finite_names_step_and_frames_and_keeps_the_last_whol
     distilling: Distilling, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, int] = {}
+    best, kept = tmp_path / "run/checkpoints/best.safetensors", list[bytes]()
     real = Trainer._train_epoch
 
     def poisoned(self, advance):
         if self.epoch == 1:
+            kept.append(best.read_bytes())
             for maps in self.train.maps.values():
                 maps[7] = torch.nan
             batches = self.train.rows(1, 4, 0)
@@ -38,6 +43,7 @@ def test_a_loss_that_is_not_finite_names_step_and_frames_and_keeps_the_last_whol
     assert caught.value.details["where"] == f"epoch 2, step {seen['step']} of {seen['of']}"
     assert train[7] in named
     assert named.count("synthetic/") == 4
+    assert best.read_bytes() == kept[0]
     assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 1
     monkeypatch.setattr(Trainer, "_train_epoch", real)
     distill(distilling(), tmp_path / "run", resume=True)
@@ -62,3 +68,9 @@ def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(Trainer, "step", lambda self, batch, step: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         distill(distilling(), tmp_path / "run")
+
+
+def test_a_figure_that_no_log_can_hold_is_a_divergence() -> None:
+    check({"segmentation": 1e14}, {}, 0)
+    with pytest.raises(Diverged, match="diverged"):
+        check({"segmentation": -LARGEST_FIGURE}, {}, 0)

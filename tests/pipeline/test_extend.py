@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from polyp_difom.cache import spare
 from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
@@ -177,6 +178,38 @@ def test_nothing_of_an_extension_that_was_given_up_enters_the_next(
         extend(adding(folder, teachers=(NEW,), weights={NEW: str(second)}))
     ours, theirs = ({n: d for n, d in files(f).items() if "ledger/values/c" not in n} for f in (place, clean))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("kept", [f"teachers/{NEW.replace(':', '-')}/s16/embedding", "extensions/*/ledger/values"])
+def test_arrays_that_a_kill_left_outside_any_group_do_not_stand_in_the_way(kept: str, place: Path, second: Path) -> None:
+    given = adding(place, teachers=(NEW,), weights={NEW: str(second)})
+    before = files(place)
+    extend(given)
+    whole = files(place)
+    document = next(place.glob(f"{kept}/zarr.json"))
+    text = document.read_text()
+    for path in [*place.glob(f"teachers/{NEW.replace(':', '-')}"), place / "extensions"]:
+        shutil.rmtree(path)
+    for name, raw in before.items():
+        (place / name).write_bytes(raw)
+    document.parent.mkdir(parents=True)
+    document.write_text(text)
+    extend(given)
+    assert {name for name in whole if "/values/c" not in name} == {name for name in files(place) if "/values/c" not in name}
+    assert FeatureStore.open(place).verify() == []
+
+
+def test_the_copy_of_a_sealed_extension_is_made_by_the_next_where_a_kill_came_first(
+    place: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = adding(place, teachers=(NEW,), weights={NEW: str(second)})
+    with monkeypatch.context() as patch:
+        patch.setattr(spare, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extend(given)
+    extend(given)
+    held = spare.load(FeatureStore.open(place).location) or {}
+    assert {"zarr.json", f"teachers/{NEW.replace(':', '-')}/s16/embedding/zarr.json"} <= held.keys()
 
 
 def test_extending_twice_changes_nothing(place: Path, second: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import CacheError, DataError, UsageError
 from polyp_difom.cache.store import FeatureStore
-from polyp_difom.pipeline import augment, feed, schema, shelf, spectra
+from polyp_difom.pipeline import augment, distributed, feed, schema, shelf, spectra
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
 from polyp_difom.pipeline.objectives.protocol import Needs
 from polyp_difom.pipeline.ondisk import OnDisk
@@ -249,3 +249,90 @@ def test_more_views_than_were_read_before_come_from_disk_where_memory_has_run_ou
     filled.take("train", [key], views=1)
     monkeypatch.setattr(shelf, "free_memory", lambda device: 1)
     assert torch.equal(filled.take("train", [key], views=2)[key][index], wanted)
+
+
+class TwoTeachers(Feed):
+    """A feed whose second scale counts as a second teacher's."""
+
+    def __init__(self, store: FeatureStore, needs: Needs = MAPS):
+        super().__init__(store, "train", KEYS, needs, CPU, 0, Shelf(store, CPU, Progress()))
+        self.maps = {(f"toy:{name}", key[1]): held for name, (key, held) in zip("ab", self.maps.items(), strict=True)}
+
+
+def test_dropped_teachers_leave_one_at_least_and_the_frames_as_they_are(make_store: StoreMaker) -> None:
+    held, seen = TwoTeachers(make_store()), []
+    for number in range(20):
+        whole, less = (list(held.epoch(number, 2, seed=0, affine=True, drop=drop)) for drop in (0.0, 0.5))
+        for one, two in zip(whole, less, strict=True):
+            assert torch.equal(one.frames, two.frames)
+            assert len(one.targets.maps) == 2
+            assert all(torch.equal(value, one.targets.maps[key]) for key, value in two.targets.maps.items())
+            seen.append(tuple(two.targets.maps))
+    share = {kept: seen.count(kept) / len(seen) for kept in set(seen)}
+    assert set(map(len, share)) == {1, 2}
+    assert len(share) == 3
+    assert share[tuple(held.maps)] == pytest.approx(0.25, abs=0.15)
+    again = [
+        tuple(batch.targets.maps) for number in range(20) for batch in held.epoch(number, 2, seed=0, affine=True, drop=0.5)
+    ]
+    assert again == seen
+
+
+def test_processes_that_share_a_batch_drop_the_same_teachers(make_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = TwoTeachers(make_store())
+    whole = list(held.epoch(3, 2, seed=0, affine=True, drop=0.6))
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(held.epoch(3, 2, seed=0, affine=True, drop=0.6)))
+    assert len({len(batch.targets.maps) for batch in whole}) == 2
+    for together, *each in zip(whole, *shares, strict=True):
+        for value, *own in zip(tensors([together]), *(tensors([batch]) for batch in each), strict=True):
+            torch.testing.assert_close(torch.cat(own), value)
+
+
+def test_numbers_are_sent_once_for_all_arrays_of_a_batch(make_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Tensor] = []
+    real = Feed._sent
+    monkeypatch.setattr(Feed, "_sent", lambda self, tensor: real(self, sent.append(tensor) or tensor))
+    counts = []
+    for needs in (Needs(), MAPS):
+        sent.clear()
+        next(iter(make_feed(make_store(), needs).epoch(0, 4, seed=0, affine=True)))
+        counts.append(len(sent))
+    assert counts[0] == counts[1] <= 8
+    assert all(tensor.numel() <= 4 * 6 for tensor in sent)
+
+
+def test_without_colour_the_pixels_are_the_stores_and_all_else_is_drawn_alike(make_store: StoreMaker) -> None:
+    held = make_feed(make_store())
+    for one, two in zip(*(held.epoch(0, 4, seed=0, affine=False, colour=colour) for colour in (True, False)), strict=True):
+        assert torch.equal(one.masks, two.masks)
+        assert not torch.equal(one.frames, two.frames)
+        assert torch.equal((two.frames * 255).round() / 255, two.frames)
+
+
+def test_masks_are_looked_at_until_one_has_a_lesion(make_store: StoreMaker) -> None:
+    held = make_feed(make_store())
+    assert not held.all_empty()
+    held.masks = torch.zeros_like(held.masks)
+    assert held.all_empty()
+    held.masks[-1, 5, 5] = 1
+    assert not held.all_empty()
+
+
+def test_a_batch_is_split_with_its_targets(make_store: StoreMaker) -> None:
+    for needs in (MAPS, SPECTRA):
+        batch = next(iter(make_feed(make_store(), needs).epoch(0, 5, seed=0, affine=False)))
+        parts = batch.split(2)
+        assert [len(part.frames) for part in parts] == [2, 2, 1]
+        for whole, pieces in zip(tensors([batch]), zip(*(tensors([part]) for part in parts), strict=True), strict=True):
+            assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_a_process_without_a_validation_frame_gets_no_batch(make_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    val = make_feed(make_store(), Needs(), "val")
+    monkeypatch.setattr(distributed, "world", lambda: len(val) + 1)
+    monkeypatch.setattr(distributed, "rank", lambda: len(val))
+    assert list(val.plain(2)) == []

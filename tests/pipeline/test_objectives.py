@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline import spectra
+from polyp_difom.pipeline.losses import dice_bce
 from polyp_difom.pipeline.objectives.protocol import (
     OBJECTIVES,
     Losses,
@@ -21,22 +22,26 @@ from polyp_difom.pipeline.objectives.protocol import (
     TargetSpec,
     agreement,
     frozen,
-    segmentation_loss,
 )
 from polyp_difom.pipeline.students.protocol import Student, Tap, build_student
 
-NAMES = ["none", "multiscale", "shuffled", "paper"]
+FIXED = ["multiscale", "shuffled", "cwd", "relational", "logit", "paper"]
+NAMES = ["none", "notebook", *FIXED]
+PARAMETERS = {"none": 0, "notebook": 6, "multiscale": 8, "shuffled": 8, "cwd": 4, "relational": 0, "logit": 0, "paper": 8}
 SPECS = {
     ("sam:vit_b", "s8"): TargetSpec(6, 8, 8, 0.8),
     ("sam:vit_b", "s16"): TargetSpec(6, 4, 16, 0.5),
     ("dinov2:small", "s16"): TargetSpec(4, 4, 16, 2.0),
     ("sam:vit_b", "s32"): TargetSpec(6, 2, 32, 0.4),
+    ("run:large@mask", "s8"): TargetSpec(1, 8, 8, 1.0, "mask"),
+    ("run:large@mask", "s16"): TargetSpec(1, 4, 16, 1.0, "mask"),
 }
 LATENTS = (Tap("latent1", 5, 16, "latent"), Tap("latent2", 5, 16, "latent"))
 
 
 def random_targets(specs: Mapping[tuple[str, str], TargetSpec] = SPECS, b: int = 2) -> Targets:
-    maps = {key: torch.randn(b, spec.channels, spec.cells, spec.cells) * spec.std for key, spec in specs.items()}
+    draw = {"features": torch.randn, "mask": torch.rand}
+    maps = {key: draw[spec.kind](b, spec.channels, spec.cells, spec.cells) * spec.std for key, spec in specs.items()}
     return Targets(maps=maps, spectra={key: spectra.spectrum(value) for key, value in maps.items()})
 
 
@@ -52,7 +57,7 @@ def make(name: str, weight: float = 1.0) -> tuple[Student, Objective]:
 
 def losses_of(student: Student, objective: Objective, targets: Targets, progress: float = 0.5) -> Losses:
     logits, taps = student.features(torch.rand(2, 3, 64, 64))
-    return objective(logits, random_masks(), taps, targets, progress)
+    return objective(dice_bce(logits, random_masks()), logits, taps, targets, progress)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,20 +79,52 @@ def test_losses_are_finite_and_reach_student_and_heads_but_no_target(name: str) 
     assert not any(target.requires_grad for target in [*targets.maps.values(), *targets.spectra.values()])
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_the_distance_alone_moves_the_student(name: str) -> None:
+    student, objective = make(name)
+    distance, _ = objective.distance(*student.features(torch.rand(2, 3, 64, 64)), random_targets())
+    assert distance is not None
+    distance.backward()
+    moved = [parameter.grad for parameter in student.encoder.parameters() if parameter.grad is not None]
+    assert sum(float(gradient.abs().sum()) for gradient in moved) > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_of_the_teacher_is_a_parameter(name: str) -> None:
+def test_without_any_teacher_the_segmentation_is_left(name: str) -> None:
+    student, objective = make(name)
+    losses = losses_of(student, objective, Targets(), 0.0)
+    assert losses.parts.keys() == {"segmentation"}
+    torch.testing.assert_close(losses.total.detach(), losses.parts["segmentation"])
+
+
+@pytest.mark.parametrize("name", ["multiscale", "cwd", "relational", "paper"])
+def test_a_dropped_teacher_leaves_the_distance_to_the_other(name: str) -> None:
+    student, objective = make(name)
+    student.eval()
+    both, outputs = random_targets(), student.features(torch.rand(2, 3, 64, 64))
+    kept = {key: value for key, value in both.maps.items() if key[0] == "dinov2:small"}
+    kept_spectra = {key: value for key, value in both.spectra.items() if key in kept}
+    alone = OBJECTIVES.get(name)(student.taps, {key: SPECS[key] for key in kept})
+    alone.load_state_dict({k: v for k, v in objective.state_dict().items() if "dinov2" in k})
+    expected, _ = alone.distance(*outputs, both)
+    found, parts = objective.distance(*outputs, Targets(kept, kept_spectra))
+    torch.testing.assert_close(found, expected)
+    assert all(key.startswith("dinov2-small/") for key in parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_notebook_trains_anything_of_the_teacher(name: str) -> None:
     objective = make(name)[1]
-    assert len(list(objective.parameters())) == {"none": 0, "multiscale": 8, "shuffled": 8, "paper": 8}[name]
+    assert len(list(objective.parameters())) == PARAMETERS[name]
     assert not list(objective.buffers())
+    assert objective.may_collapse == (name == "notebook")
 
 
-@pytest.mark.parametrize("name", ["multiscale", "shuffled", "paper"])
+@pytest.mark.parametrize("name", FIXED)
 def test_a_trainable_target_is_refused(name: str) -> None:
     student, objective = make(name)
-    targets = random_targets()
-    key = ("sam:vit_b", "s16")
     trainable = nn.Parameter(torch.ones(()))
-    maps = dict(targets.maps) | {key: targets.maps[key] * trainable}
+    maps = {key: value * trainable for key, value in random_targets().maps.items()}
     with pytest.raises(RuntimeError, match="targets must be fixed"):
         losses_of(student, objective, Targets(maps=maps, spectra={k: spectra.spectrum(v) for k, v in maps.items()}))
 
@@ -102,9 +139,11 @@ def test_frozen_passes_a_fixed_target_through() -> None:
 def test_the_needs_say_what_is_read() -> None:
     needs = {name: OBJECTIVES.get(name).needs for name in NAMES}
     assert needs["none"] == Needs()
-    assert needs["multiscale"] == Needs(maps=True)
+    for name in ("multiscale", "cwd", "relational", "logit", "notebook"):
+        assert needs[name] == Needs(maps=True)
     assert needs["shuffled"] == Needs(maps=True, shuffled=True)
     assert needs["paper"] == Needs(spectra=True, latents=True)
+    assert set(needs) == set(OBJECTIVES.names())
 
 
 # Segmentation
@@ -115,23 +154,23 @@ def test_the_segmentation_loss_of_four_pixels_by_hand() -> None:
     masks = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
     dice = 1 - (2 * (0.75 + 0.5) + 1) / (2.0 + 2.0 + 1)
     entropy = -(math.log(0.5) + math.log(0.75) + math.log(0.75) + math.log(0.5)) / 4
-    assert segmentation_loss(logits, masks).item() == pytest.approx(dice + entropy, abs=1e-6)
+    assert dice_bce(logits, masks).item() == pytest.approx(dice + entropy, abs=1e-6)
 
 
 def test_the_dice_is_taken_per_image() -> None:
     logits, masks = torch.randn(3, 1, 8, 8), (torch.rand(3, 1, 8, 8) > 0.5).float()
-    each = [segmentation_loss(logits[i : i + 1], masks[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(segmentation_loss(logits, masks), torch.stack(each).mean())
+    each = [dice_bce(logits[i : i + 1], masks[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(dice_bce(logits, masks), torch.stack(each).mean())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
 def test_perfect_logits_cost_next_to_nothing_and_inverted_ones_much(share: float) -> None:
     masks = (torch.rand(2, 1, 16, 16) < share).float()
-    assert segmentation_loss(40 * masks - 20, masks).item() < 1e-4
-    assert segmentation_loss(20 - 40 * masks, masks).item() > 10
+    assert dice_bce(40 * masks - 20, masks).item() < 1e-4
+    assert dice_bce(20 - 40 * masks, masks).item() > 10
 
 
-def test_a_perfect_distillation_leaves_the_segmentation_loss() -> None:
+def test_a_perfect_distillation_leaves_the_dice_bce() -> None:
     objective = OBJECTIVES.get("multiscale")(
         (Tap("bottleneck", 6, 16, "bottleneck"),), {("t", "s16"): TargetSpec(6, 4, 16, 0.5)}
     )
@@ -139,8 +178,8 @@ def test_a_perfect_distillation_leaves_the_segmentation_loss() -> None:
     nn.init.zeros_(objective.get_parameter("heads.t/s16/bottleneck.bias"))
     target = torch.randn(2, 6, 4, 4)
     logits, masks = torch.randn(2, 1, 64, 64), random_masks()
-    losses = objective(logits, masks, {"bottleneck": target / 0.5}, Targets(maps={("t", "s16"): target}), 0.0)
-    torch.testing.assert_close(losses.total, segmentation_loss(logits, masks), rtol=1e-5, atol=1e-5)
+    losses = objective(dice_bce(logits, masks), logits, {"bottleneck": target / 0.5}, Targets(maps={("t", "s16"): target}), 0.0)
+    torch.testing.assert_close(losses.total, dice_bce(logits, masks), rtol=1e-5, atol=1e-5)
     assert losses.parts["t/s16/bottleneck/cosine"].item() == pytest.approx(1, abs=1e-5)
     assert losses.parts["t/s16/bottleneck/explained"].item() == pytest.approx(1, abs=1e-4)
 
@@ -148,8 +187,9 @@ def test_a_perfect_distillation_leaves_the_segmentation_loss() -> None:
 # Multiscale
 
 
-def test_multiscale_pairs_every_tap_with_the_maps_of_its_stride() -> None:
-    objective = make("multiscale")[1]
+@pytest.mark.parametrize("name", ["multiscale", "cwd"])
+def test_every_tap_is_paired_with_the_feature_maps_of_its_stride(name: str) -> None:
+    objective = make(name)[1]
     assert sorted(name for name, _ in objective.get_submodule("heads").named_children()) == [
         "dinov2-small/s16/bottleneck",
         "sam-vit_b/s16/bottleneck",
@@ -164,7 +204,7 @@ def test_multiscale_by_hand() -> None:
     )
     taps, target = {"bottleneck": torch.randn(2, 6, 12, 12)}, torch.randn(2, 6, 12, 12)
     logits, masks = torch.randn(2, 1, 64, 64), random_masks()
-    losses = objective(logits, masks, taps, Targets(maps={("t", "s16"): target}), 0.0)
+    losses = objective(dice_bce(logits, masks), logits, taps, Targets(maps={("t", "s16"): target}), 0.0)
     p, t = objective.get_submodule("heads.t/s16/bottleneck")(taps["bottleneck"]).detach(), target / 0.5
     distance = 1 - F.cosine_similarity(p, t, dim=1).mean() + F.smooth_l1_loss(p, t)
     bands = [
@@ -172,14 +212,15 @@ def test_multiscale_by_hand() -> None:
     ]
     expected = distance + 0.5 * (bands[0] + bands[1]) / 2
     torch.testing.assert_close(losses.parts["distillation"], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses.total.detach(), segmentation_loss(logits, masks) + 0.3 * expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses.total.detach(), dice_bce(logits, masks) + 0.3 * expected, rtol=1e-4, atol=1e-5)
 
 
 def test_multiscale_is_on_from_the_first_step_to_the_last() -> None:
     student, objective = make("multiscale")
     student.eval()
     frames, masks, targets = torch.rand(2, 3, 64, 64), random_masks(), random_targets()
-    totals = [objective(*(f := student.features(frames))[:1], masks, f[1], targets, p).total.item() for p in (0.0, 0.5, 0.99)]
+    logits, taps = student.features(frames)
+    totals = [objective(dice_bce(logits, masks), logits, taps, targets, p).total.item() for p in (0.0, 0.5, 0.99)]
     assert totals[0] == totals[1] == totals[2]
     assert not any(objective.freezes_encoder(p) for p in (0.0, 0.5, 0.99))
 
@@ -196,6 +237,26 @@ def test_the_log_shows_variance_and_cosine_of_every_pair_and_band() -> None:
     assert parts["sam-vit_b/s8/encoder8/target_variance"].item() == pytest.approx(1, abs=0.2)  # standardised
 
 
+def test_the_logged_figures_are_those_of_their_definition() -> None:
+    objective = OBJECTIVES.get("multiscale")(
+        (Tap("bottleneck", 6, 16, "bottleneck"),), {("t", "s16"): TargetSpec(6, 12, 16, 0.5)}
+    )
+    taps, target = {"bottleneck": torch.randn(3, 6, 12, 12)}, torch.randn(3, 6, 12, 12) + 1
+    _, parts = objective.distance(torch.zeros(3, 1, 64, 64), taps, Targets(maps={("t", "s16"): target}))
+    p, t = objective.get_submodule("heads.t/s16/bottleneck")(taps["bottleneck"]).detach(), target / 0.5
+    pairs = {"": (p, t)} | dict(
+        zip(("low/", "high/"), zip(spectra.split_bands(p), spectra.split_bands(t), strict=True), strict=True)
+    )
+    for band, (ours, theirs) in pairs.items():
+        variance = theirs.var((0, 2, 3), correction=0).mean()
+        expected = {
+            "cosine": F.cosine_similarity(ours, theirs).mean(), "target_variance": variance,
+            "explained": 1 - (ours - theirs).square().mean() / variance,
+        }  # fmt: skip
+        for what, value in expected.items():
+            torch.testing.assert_close(parts[f"t/s16/bottleneck/{band}{what}"], value, rtol=1e-4, atol=1e-5, msg=band + what)
+
+
 def test_agreement_by_hand() -> None:
     target = torch.randn(8, 3, 5, 5) * 2
     seen = agreement(torch.zeros_like(target) + target.mean((0, 2, 3), keepdim=True), target)
@@ -204,7 +265,7 @@ def test_agreement_by_hand() -> None:
     assert agreement(-target, target)["cosine"].item() == pytest.approx(-1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["multiscale", "paper"])
+@pytest.mark.parametrize("name", ["multiscale", "cwd", "relational", "paper", "notebook"])
 def test_a_store_without_a_fitting_stride_is_refused_with_the_scales_to_extract(name: str) -> None:
     kind = OBJECTIVES.get(name)
     with pytest.raises(UsageError, match="stride") as caught:
@@ -223,15 +284,16 @@ def test_the_distance_of_the_paper_is_that_of_the_bands_as_maps() -> None:
         taps = {tap.name: torch.randn(2, 5, cells, cells) for tap in LATENTS}
         maps = torch.randn(2, 6, cells, cells)
         targets = Targets(spectra={("t", "s16"): spectra.spectrum(maps)})
-        losses = objective(torch.randn(2, 1, 64, 64), random_masks(), taps, targets, 0.5)
+        losses = objective(torch.ones(()), torch.randn(2, 1, 64, 64), taps, targets, 0.5)
         low, high = spectra.split_bands(maps / std)
         expected = F.mse_loss(objective.get_submodule("heads.t/s16/latent1")(taps["latent1"]), low)
         expected = expected + F.mse_loss(objective.get_submodule("heads.t/s16/latent2")(taps["latent2"]), high)
         torch.testing.assert_close(losses.parts["distillation"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_paper_goes_through_its_three_phases() -> None:
-    student, objective = make("paper", weight=1.0)
+@pytest.mark.parametrize("name", ["paper", "notebook"])
+def test_the_published_recipes_go_through_their_three_phases(name: str) -> None:
+    student, objective = make(name, weight=1.0)
     targets = random_targets()
     for progress, seg, latent, rests in (
         (0.0, 1.0, 0.0, False), (24.9 / 75, 1.0, 0.0, False), (25.1 / 75, 0.6, 0.1, False), (50.9 / 75, 0.6, 0.1, False),
@@ -243,7 +305,20 @@ def test_the_paper_goes_through_its_three_phases() -> None:
         assert objective.freezes_encoder(progress) == rests
 
 
-def test_the_first_phase_of_the_paper_trains_no_head() -> None:
-    student, objective = make("paper")
+def test_the_distance_of_the_notebook_by_hand() -> None:
+    specs = {("a", "s16"): TargetSpec(2, 12, 16, 0.5), ("b", "s16"): TargetSpec(3, 12, 16, 2.0)}
+    objective = OBJECTIVES.get("notebook")((Tap("bottleneck", 5, 16, "bottleneck"),), specs)
+    maps, targets = torch.randn(2, 5, 12, 12), random_targets(specs)
+    distance, parts = objective.distance(torch.zeros(2, 1, 64, 64), {"bottleneck": maps}, targets)
+    stacked = torch.cat([targets.maps["a", "s16"] / 0.5, targets.maps["b", "s16"] / 2], 1)
+    low, high = spectra.split_bands(objective.get_submodule("fusion")(stacked).relu())
+    first = objective.get_submodule("first")(maps).relu()
+    torch.testing.assert_close(distance, F.mse_loss(first, low) + F.mse_loss(objective.get_submodule("second")(first), high))
+    assert parts["fused/s16/bottleneck/low/target_variance"] == pytest.approx(low.var((0, 2, 3)).mean().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["paper", "notebook"])
+def test_the_first_phase_trains_no_head_and_no_fusion(name: str) -> None:
+    student, objective = make(name)
     losses_of(student, objective, random_targets(), progress=0.1).total.backward()
     assert all(parameter.grad is None for parameter in objective.parameters())

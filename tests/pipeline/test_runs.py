@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polyp_difom.cache.errors import RunError, UsageError
-from polyp_difom.cache.manifest import SampleTable
+from polyp_difom.cache.samples import SampleTable
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.files import write_bytes
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
@@ -86,14 +86,27 @@ def test_seen_frames_survive_odd_names(tmp_path: Path) -> None:
     assert run.config() == {"cache": "x"}
 
 
+def test_frames_that_a_teacher_learned_from_are_kept_also_where_the_run_is_only_selected_on_them(tmp_path: Path) -> None:
+    learned = [
+        {"id": f"b/{n}", "pixel_sha256": n * 64, "split": split} for n, split in (("4", "val"), ("5", "train"), ("6", "val"))
+    ]
+    run = RunFolder.create(tmp_path / "run")
+    run.describe({"cache": "x"}, SAMPLES, learned)
+    assert [(row["id"], row["split"]) for row in run.samples()] == [
+        ("a/1", "train"), ("a/é,2", "val"), ("b/5", "train"), ("b/6", "val")
+    ]  # fmt: skip
+    assert run.seen() == {"4" * 64: "train", "5" * 64: "train", "6" * 64: "val"}
+
+
 def test_history_is_cut_at_the_epoch_that_a_run_resumes_from(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
-    for epoch in (1, 2, 3):
-        run.log({"epoch": epoch})
+    epochs = [{"epoch": epoch, "val_dice": 0.5, "seconds": 1.0} for epoch in (1, 2, 3)]
+    for record in epochs:
+        run.log(record)
     with run.metrics.open("a") as file:
         file.write('{"epo')
     run.truncate_history(2)
-    assert run.history() == [{"epoch": 1}, {"epoch": 2}]
+    assert run.history() == epochs[:2]
 
 
 def test_a_folder_with_something_in_it_is_no_place_for_a_new_run_but_an_empty_one_is(tmp_path: Path) -> None:
@@ -165,8 +178,8 @@ def test_resuming_what_is_not_there_or_finished_is_refused(distilling: Callable[
 
 def test_half_a_last_line_of_a_killed_run_does_not_hide_the_epochs_before(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.metrics.write_text('{"epoch": 1, "val_dice": 0.5}\n{"epoch": 2, "val')
-    assert run.history() == [{"epoch": 1, "val_dice": 0.5}]
+    run.metrics.write_text('{"epoch": 1, "val_dice": 0.5, "seconds": 1}\n{"epoch": 2, "val')
+    assert run.history() == [{"epoch": 1, "val_dice": 0.5, "seconds": 1}]
     run.metrics.write_text('{"epoch": 1, "val\n{"epoch": 2}\n')
     with pytest.raises(RunError, match="damaged"):
         run.history()

@@ -54,6 +54,19 @@ def test_the_low_band_vanishes_outside_the_cutoff_on_both_sides(h: int, w: int) 
 
 
 @pytest.mark.parametrize(("h", "w"), GRIDS)
+def test_the_low_band_is_the_masked_spectrum_however_maps_lie_and_whoever_asked_first(h: int, w: int) -> None:
+    spectra.low_pass.cache_clear()
+    maps = torch.randn(2, 3, h, w)
+    expected = spectra.inverse(spectra.spectrum(maps) * spectra.low_mask(h, w), h, w)
+    with torch.inference_mode():
+        spectra.split_bands(maps)
+    for laid in (maps, maps.contiguous(memory_format=torch.channels_last)):
+        low = spectra.split_bands(laid.requires_grad_())[0]
+        torch.testing.assert_close(low, expected, rtol=0, atol=1e-6)
+        low.sum().backward()
+
+
+@pytest.mark.parametrize(("h", "w"), GRIDS)
 def test_the_low_mask_treats_a_wave_and_its_conjugate_alike(h: int, w: int) -> None:
     mask = spectra.low_mask(h, w)
     for column in [0, *([w // 2] if w % 2 == 0 else [])]:  # the columns that hold both

@@ -17,6 +17,7 @@ class StudentTester:
     name: str
     published: str
     parameters: int
+    sides: int = 0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -30,10 +31,20 @@ class StudentTester:
 
     def test_taps_are_what_they_declare(self, student: Student) -> None:
         for side in (2 * student.stride, 6 * student.stride):
-            maps = student.features(torch.rand(2, 3, side, side))[1]
+            maps = student.eval().features(torch.rand(2, 3, side, side))[1]
             assert set(maps) == {tap.name for tap in student.taps}
             for tap in student.taps:
                 assert maps[tap.name].shape == (2, tap.channels, side // tap.stride, side // tap.stride)
+
+    def test_side_outputs_are_logits_that_come_in_training_alone(self, student: Student) -> None:
+        side = 2 * student.stride
+        maps = student.train().features(torch.rand(2, 3, side, side))[1]
+        assert len(set(student.sides)) == len(student.sides) == self.sides
+        assert set(maps) == {tap.name for tap in student.taps} | set(student.sides)
+        for name in student.sides:
+            cells = maps[name].shape[-1]
+            assert maps[name].shape == (2, 1, cells, cells)
+            assert side % cells == 0
 
     def test_taps_follow_the_frame_and_not_its_neighbours(self, student: Student) -> None:
         student.eval()
@@ -61,10 +72,18 @@ class StudentTester:
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
         assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
 
-    def test_the_logits_alone_reach_every_parameter(self, student: Student) -> None:
-        student(torch.rand(2, 3, 64, 64)).sum().backward()
+    def test_logits_and_side_outputs_reach_every_parameter(self, student: Student) -> None:
+        logits, maps = student.features(torch.rand(2, 3, 64, 64))
+        torch.stack([logits.sum(), *(maps[side].sum() for side in student.sides)]).sum().backward()
         without = [name for name, parameter in student.named_parameters() if parameter.grad is None]
         assert without == []
+
+    def test_every_output_teaches_the_encoder(self, student: Student) -> None:
+        logits, maps = student.features(torch.rand(2, 3, 64, 64))
+        first = next(student.encoder.parameters())
+        for output in (logits, *(maps[side] for side in student.sides)):
+            (gradient,) = torch.autograd.grad(output.square().sum(), first, retain_graph=True)
+            assert gradient.abs().sum() > 0
 
     def test_the_normalisation_is_part_of_the_network_but_not_of_a_checkpoint(self, student: Student) -> None:
         assert not {"mean", "std"} & set(student.state_dict())
@@ -159,8 +178,27 @@ class TestUNetPlusPlus(LatentsTester):
     parameters_with_latents = 9_881_089
 
     def test_an_unknown_width_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"unknown U-Net\+\+ width"):
-            build_student("unetpp:3")
+        for width in ("3", "3-deep", "16-", "16deep", "-deep", "deep-16", "deeper"):
+            with pytest.raises(UsageError, match=r"unknown U-Net\+\+ width"):
+                build_student(f"unetpp:{width}")
+
+
+class TestUNetPlusPlusDeep(LatentsTester):
+    name = "unetpp:4-deep"
+    published = "unetpp:deep"
+    sides = 3
+    parameters = 9_159_681 + 3 * 33
+    parameters_with_latents = 9_881_089 + 3 * 33
+
+    def test_supervision_changes_what_is_learned_and_not_what_is_computed(self, student: Student) -> None:
+        plain = build_student("unetpp:4", latents=len(student.taps) > 3).eval()
+        weights = student.state_dict()
+        assert set(weights) - set(plain.state_dict()) == {
+            f"side_heads.{i}.{leaf}" for i in range(3) for leaf in ("weight", "bias")
+        }
+        plain.load_state_dict(weights, strict=False)
+        frames = torch.rand(1, 3, 64, 64)
+        assert torch.equal(student.eval()(frames), plain(frames))
 
 
 class TestLight(LatentsTester):
@@ -170,8 +208,16 @@ class TestLight(LatentsTester):
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
 
 
+class TestEmcad(NoLatentsTester):
+    name = "emcad:b0"
+    published = "emcad"
+    sides = 3
+    parameters = 24_849_856 + 1_914_837  # published: 26.76 M, of which 1.91 M the decoder
+
+
 class TestPraNet(NoLatentsTester):
     name = published = "pranet"
+    sides = 3
     parameters = 32_547_319 - 2_049_000  # published: 32.55 M, with the encoder's unused classifier of 1,000 ImageNet classes
 
 
@@ -201,7 +247,20 @@ def test_a_student_without_pretrained_weights_has_nothing_to_load(name: str) -> 
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("name", ["pranet:small", "light:2"])
-def test_a_variant_of_a_student_that_has_none_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["pranet:small", "light:2", "light:lite3", "emcad:b9", "emcad:2"])
+def test_a_variant_that_a_student_has_not_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="has no variant"):
         build_student(name)
+
+
+@pytest.mark.parametrize("name", ["light:lite1", "light:lite2"])
+@pytest.mark.parametrize("latents", [False, True])
+def test_light_on_a_larger_encoder_has_the_same_taps(name: str, latents: bool) -> None:
+    student, small = build_student(name, latents).eval(), build_student("light", latents)
+    maps = student.features(torch.rand(1, 3, 64, 64))[1]
+    assert [(tap.name, tap.stride, tap.role) for tap in student.taps] == [
+        (tap.name, tap.stride, tap.role) for tap in small.taps
+    ]
+    for tap in student.taps:
+        assert maps[tap.name].shape == (1, tap.channels, 64 // tap.stride, 64 // tap.stride)
+    torch.testing.assert_close(student.mean, small.mean)

@@ -62,7 +62,7 @@ def test_a_run_without_pretrained_weights_records_that(
     assert not any("pretrained" in text for text in heard.said)
 
 
-@pytest.mark.parametrize("student", ["unetpp:4", "light", "smp:FPN/tu-mobilenetv3_small_050"])
+@pytest.mark.parametrize("student", ["unetpp:4-deep", "light", "emcad:b0", "smp:FPN/tu-mobilenetv3_small_050"])
 def test_a_trained_student_is_loaded_from_its_run(student: str, distilling: Distilling, tmp_path: Path) -> None:
     if student.startswith("smp"):
         pytest.importorskip("segmentation_models_pytorch")

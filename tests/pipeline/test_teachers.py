@@ -199,6 +199,27 @@ def test_a_frame_is_resized_whole_and_never_cropped(sam: Sam, tmp_path: Path) ->
     assert F.cosine_similarity(only(teacher(large)).flatten(), only(teacher(cropped)).flatten(), dim=0) < 0.98
 
 
+def test_a_soft_mask_is_the_mean_of_the_three_unprompted_ones(sam: Sam, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for parameter in sam.mask_decoder.parameters():  # masks that differ
+        nn.init.normal_(parameter, std=0.7)
+    weights = str(saved(sam, tmp_path / "sam.pth", "plain"))
+    teacher, frames = load_teacher("sam:vit_b@mask", weights=weights), torch.rand(3, 3, 64, 64)
+    inputs = 255 * normalise(frames, "imagenet") * sam.pixel_std / 255 + sam.pixel_mean  # the package normalises 0..255 itself
+    with torch.no_grad():
+        said = [sam.eval()([{"image": image, "original_size": (64, 64)}], multimask_output=True)[0] for image in inputs]
+    wanted = torch.cat([one["low_res_logits"].sigmoid() for one in said])  # [3, 3, 16, 16]
+    assert min((wanted[:, i] - wanted[:, i - 1]).abs().amax() for i in range(3)) > 0.1
+    assert (wanted[0] - wanted[1]).abs().amax() > 0.03
+    torch.testing.assert_close(only(teacher(frames)), wanted.mean(1, keepdim=True), rtol=1e-3, atol=1e-3)
+    spec = teacher.spec
+    assert (spec.name, spec.kind, spec.strides, spec.channels) == ("sam:vit_b@mask", "mask", (4,), (1,))
+    with torch.no_grad():
+        sam.mask_decoder.iou_token.weight += 1
+    other = load_teacher("sam:vit_b@mask", weights=str(saved(sam, tmp_path / "other.pth", "plain")))
+    assert weights_digest(other.encoder) != weights_digest(teacher.encoder)
+
+
 def test_medsam_scales_each_frame_to_its_own_range(sam: Sam, tmp_path: Path) -> None:
     path = str(saved(sam, tmp_path / "medsam.pth", "plain"))
     teacher = load_teacher("medsam", weights=path)
@@ -278,6 +299,7 @@ def test_teachers_are_frozen_and_in_eval_mode(dinov2_folder: Path, sam: Sam, tmp
         ("smm", "sam"),
         ("dinov2:huge", "dinov2:giant"),
         ("sam:vit_x", "sam:vit_h"),
+        ("sam:vit_b@masks", "@mask"),
     ],
 )
 def test_an_unknown_name_is_answered_with_what_there_is(name: str, hint: str) -> None:

@@ -201,7 +201,7 @@ def test_a_depth_that_is_not_there_is_refused(depths: str) -> None:
 
 def test_every_family_is_registered() -> None:
     wanted = {"sam", "medsam", "litemedsam", "dinov2", "dinov3", "oneformer", "mask2former", "clip", "siglip", "hf", "timm"}
-    assert set(TEACHERS.names()) == wanted | {"efficientnet-lite0"}
+    assert set(TEACHERS.names()) == wanted | {"efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "run"}
 
 
 def test_published_names_load_by_their_hub_id() -> None:

@@ -9,10 +9,7 @@ from itertools import pairwise
 import pytest
 
 from polyp_difom.pipeline.report.charts import (
-    WIDTH,
-    Axis,
     Curve,
-    Plot,
     Spot,
     Strip,
     curves_chart,
@@ -23,6 +20,7 @@ from polyp_difom.pipeline.report.charts import (
     strips_chart,
     undominated,
 )
+from polyp_difom.pipeline.report.plot import WIDTH, Axis, Plot
 
 
 def numbers(element: ET.Element, *names: str) -> list[float]:

@@ -301,3 +301,9 @@ def test_a_new_page_replaces_the_old_one(tmp_path):
     page(tmp_path, TAUGHT)
     assert "taught" not in page(tmp_path, CONTROL).text
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("objective", ["shuffled", "shuffled+cwd:0.5", "cwd+shuffled:0"])
+def test_every_shuffled_objective_is_called_a_control(objective: str) -> None:
+    run = replace(TAUGHT, objective=objective)
+    assert all("the wrong frames' features" in verdict.sentence for verdict in verdicts(grouped([run])[0]))

@@ -133,6 +133,7 @@ def test_a_sweep_without_a_finished_trial_still_has_a_page(tmp_path: Path) -> No
         ("objective=multiscale,paper seed=0..2", 0.2, "There is no control in this sweep"),
         ("objective=none,paper seed=0..2", 0.2, "its control needs affine=false"),
         ("objective=none,shuffled,multiscale seed=0..2", 0.1, "multiscale beats shuffled, so it matters what the teacher saw: +"),
+        ("objective=none,shuffled:0+cwd,multiscale,cwd seed=0..2", 0.0, "cwd is not told from shuffled:0+cwd: a gain may"),
         ("student=unet,light", 0.1, "Sweep with objective=none,multiscale."),
     ],
 )  # fmt: skip
@@ -179,3 +180,9 @@ def test_many_recipes_and_trials_are_folded_and_the_page_goes_where_it_is_told(t
     assert "10 more" in found.text
     assert "60 trials" in found.text
     assert not (folder.path / "report.html").exists()
+
+
+def test_only_the_shuffled_form_of_an_objective_is_its_control(tmp_path: Path) -> None:
+    found = page(swept(tmp_path / "abc", "objective=none,shuffled,shuffled+cwd:0.5,cwd,multiscale+cwd:0.5 seed=0..2"))
+    assert "multiscale+cwd:0.5 is not told from shuffled+cwd:0.5" in found.text
+    assert "from shuffled:" not in found.text

@@ -1,0 +1,290 @@
+"""One training: student, objective, optimiser and data; its steps, epochs and validations. Shapes: b batch, s frame side."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyp_difom.cache.errors import UsageError
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.averaging import AveragedStudent
+from polyp_difom.pipeline.device import autocast, keep_freed_memory, out_of_memory, pick_device, pick_precision
+from polyp_difom.pipeline.distributed import (
+    average,
+    average_gradients,
+    leads,
+    meet,
+    own_device,
+    rank,
+    refuse_uneven,
+    synchronised,
+    world,
+)
+from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
+from polyp_difom.pipeline.figures import Diverged, Means, check, dice, digest
+from polyp_difom.pipeline.journal import draw_curves
+from polyp_difom.pipeline.losses import LOSSES, supervise
+from polyp_difom.pipeline.objectives.protocol import Losses, Needs, Objective
+from polyp_difom.pipeline.objectives.weighted import build_objective, needs_of
+from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.recipe import DistillConfig
+from polyp_difom.pipeline.resuming import save, write_student
+from polyp_difom.pipeline.runs import RunFolder
+from polyp_difom.pipeline.schedule import RATES
+from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student, parameter_count
+from polyp_difom.pipeline.subset import choose_subset
+
+OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+Watch = Callable[[int, float], None]
+"""Told (epoch, validation Dice) after each epoch, once it is saved; what it raises ends the training there."""
+
+
+class Trainer:
+    """Student, objective, optimiser and data of one run.
+
+    Args:
+        resume: the weights come from the run folder: no pretrained ones are loaded.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        store: FeatureStore,
+        progress: Progress,
+        *,
+        resume: bool = False,
+        shelf: Shelf | None = None,
+    ):
+        self.config, self.store, self.progress = config, store, progress
+        keep_freed_memory()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = own_device(pick_device(config.device))
+        self.precision, reason = pick_precision(self.device, config.precision)
+        needs = needs_of(config.objective)
+        STUDENTS.get(config.student.partition(":")[0])
+        taught = needs.maps or needs.spectra
+        self.affine = config.affine and not needs.spectra
+        if self.affine != config.affine:
+            progress.say(f"no affine augmentation: {config.objective} reads stored spectra; give its control --no-affine too")
+        chosen = choose_teachers(store, config.teachers)
+        self.teachers = chosen if taught else ()
+        views = config.views if config.flips else 1
+        self.subset = choose_subset(store, chosen, config.scales, config.channels, views)
+        specs = target_specs(store, self.teachers, self.subset)
+        torch.manual_seed(config.seed)
+        self.student: Student = build_student(config.student, needs.latents, config.pretrained and not resume)
+        self.pretraining = self.student.pretraining if config.pretrained else None
+        self.objective: Objective = build_objective(
+            config.objective, self.student.taps, specs, config.distill_weight, config.weight_schedule
+        )
+        for module in (self.student, self.objective):
+            module.to(self.device).to(memory_format=torch.channels_last)
+        if config.drop_teachers and taught and self.objective.alone:
+            raise UsageError(f"objective {config.objective!r} needs all its teachers in every step", where="--drop-teachers")
+        self.average = AveragedStudent(self.student, config.ema) if config.ema else None
+        shelf = shelf or Shelf(store, self.device, progress)
+        self.train = Feed(store, "train", self.objective.keys, needs, self.device, config.seed, shelf, self.subset)
+        self.val = Feed(store, "val", [], Needs(), self.device, config.seed, shelf)
+        refuse_uneven(min(config.batch_size, len(self.train)))
+        self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
+        parameters = [*self.student.parameters(), *self.objective.parameters()]
+        optimizer = OPTIMIZERS[config.optimizer]
+        self.optimizer = optimizer(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        self.epoch, self.best, self.best_epoch, self.first_variance = 0, -1.0, 0, dict[str, float]()
+        self.pieces = 1  # of a batch, for want of memory
+        self._begins = not resume
+        self._what = (
+            f"{config.student} ({parameter_count(self.student) / 1e6:.2f} M parameters), objective {config.objective}, "
+            f"{len(self.train)} train and {len(self.val)} val frames, on {self.device} in {self.precision}: {reason}"
+        )
+
+    def introduce(self) -> None:
+        """Says what is trained on what, and warns of what will not work well."""
+        config, say = self.config, self.progress.say
+        say(self._what)
+        if len(self.train) < config.batch_size:
+            say(f"fewer train frames than a batch of {config.batch_size}: each step takes all {len(self.train)}")
+        for name, feed in (("train", self.train), ("val", self.val)):
+            if feed.all_empty():
+                says = "there is no lesion to learn" if name == "train" else "its Dice says nothing about finding lesions"
+                say(f"warning: all {len(feed)} {name} masks of {self.store.location} are empty: {says}")
+        if world() > 1:
+            say(f"{world()} processes share each batch of {config.batch_size} frames")
+        if self.pretraining and self._begins:
+            say(f"the encoder starts from pretrained weights: {self.pretraining}")
+
+    @property
+    def kept(self) -> Student:
+        """The student that is validated and saved: the averaged one where there is one."""
+        return self.average.student if self.average else self.student
+
+    @property
+    def over(self) -> bool:
+        """Whether all epochs are done, or so many without a better validation Dice as patience lasts.
+
+        It does not run while the teachers alone are learned from.
+        """
+        epochs = self.config.epochs
+        unsegmented = sum(not self.objective.shares(epoch / epochs)[0] for epoch in range(epochs))
+        idle = self.epoch - max(self.best_epoch, unsegmented)
+        return self.epoch >= epochs or idle >= (self.config.patience or epochs)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every automatic choice replaced by what was chosen."""
+        chosen: dict[str, Any] = {
+            "teachers": list(self.teachers),
+            "precision": self.precision,
+            "device": str(pick_device(self.config.device)),
+        }
+        chosen |= {"affine": self.affine, "pretrained": self.pretraining is not None, **self.subset.resolved()}
+        chosen["threads"] = torch.get_num_threads()
+        chosen |= {"signature": self.store.manifest.signature(), "cache": str(self.store.source)}
+        return {**self.config.model_dump(mode="json"), **chosen}
+
+    def fit(self, run: RunFolder, watch: Watch | None = None) -> None:
+        """All epochs that are left; after each, the run folder can be resumed from."""
+        meet(self.device)
+        total = self.config.epochs * self.steps_per_epoch
+        with self.progress.task("distilling", total) as advance:
+            advance(self.epoch * self.steps_per_epoch)
+            while not self.over:
+                began = time.perf_counter()
+                figures = self._train_epoch(advance)
+                seconds = time.perf_counter() - began
+                check(figures, self.first_variance, self.epoch, self.progress.say if self.objective.may_collapse else None)
+                dice = self.validate()
+                self.epoch += 1
+                better = dice > self.best
+                if better:
+                    self.best, self.best_epoch = dice, self.epoch
+                if leads():
+                    self._keep(run, better, {"epoch": self.epoch, "val_dice": dice, "seconds": seconds, **figures})
+                    if watch:
+                        watch(self.epoch, dice)
+        if self.epoch < self.config.epochs:
+            self.progress.say(f"stopped early: no better validation Dice for {self.config.patience} epochs")
+        if leads():
+            write_student(self, run.last)
+            run.resume_state.unlink()
+
+    def _keep(self, run: RunFolder, better: bool, record: dict[str, float]) -> None:
+        run.log(record)
+        draw_curves(run)
+        if better:
+            write_student(self, run.best)
+        save(self, run)
+        text = f"{digest(record)} val Dice {record['val_dice']:.4f} ({record['seconds']:.1f} s)"
+        self.progress.say(f"epoch {self.epoch}/{self.config.epochs}: {text}")
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The augmented train batches of an epoch."""
+        c = self.config
+        return self.train.epoch(epoch, c.batch_size, c.seed, self.affine, colour=c.colour, drop=c.drop_teachers)
+
+    def _train_epoch(self, advance: Callable[[int], None]) -> dict[str, float]:
+        torch.manual_seed((self.config.seed * 1_000_003 + self.epoch) * world() + rank())  # of a student's dropout
+        means = Means()
+        sound = torch.ones(self.steps_per_epoch, device=self.device)
+        for step, batch in enumerate(self.batches(self.epoch)):
+            parts, sound[step] = self.step(batch, self.epoch * self.steps_per_epoch + step)
+            means.add(parts)
+            advance(1)
+        if (broken := average(sound) < 1).any():
+            raise self._diverged(int(broken.nonzero()[0]))
+        return means.values()
+
+    def step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step; returns the loss parts, and whether loss and gradient were finite."""
+        progress = step / (self.config.epochs * self.steps_per_epoch)
+        rests = self.objective.freezes_encoder(progress)
+        self.student.train()
+        self.student.encoder.train(not rests).requires_grad_(not rests)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * RATES[self.config.schedule](progress)
+        losses = self._descend(batch, progress)
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        average_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.student, step)
+        return losses.parts, torch.isfinite(losses.total) & torch.isfinite(norm)
+
+    def _descend(self, batch: Batch, progress: float) -> Losses:
+        """The batch's losses, and their gradients; where memory is too small, in pieces of half as many frames."""
+        while True:
+            try:
+                return self._gradients(batch, progress)
+            except RuntimeError as error:
+                if self.pieces >= len(batch.frames) or world() > 1 or not out_of_memory(error):
+                    raise
+            self.pieces *= 2  # outside of `except`, whose error holds on to the tensors
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.progress.say(
+                f"out of memory: from here on {self._at_once(batch)} frames at once, their gradients added up to a batch's; "
+                "batch norms see only so many together"
+            )
+
+    def _at_once(self, batch: Batch) -> int:
+        return -(-len(batch.frames) // self.pieces)
+
+    def _gradients(self, batch: Batch, progress: float) -> Losses:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.pieces == 1:
+            losses = self._losses(batch, progress)
+            losses.total.backward()
+            return losses
+        total, parts = torch.zeros((), device=self.device), dict[str, Tensor]()
+        for piece in batch.split(self._at_once(batch)):
+            share = len(piece.frames) / len(batch.frames)
+            losses = self._losses(piece, progress)
+            (share * losses.total).backward()
+            total = total + share * losses.total.detach()
+            parts = {name: parts.get(name, 0) + share * value for name, value in losses.parts.items()}
+        return Losses(total, parts)
+
+    def _losses(self, batch: Batch, progress: float) -> Losses:
+        with autocast(self.device, self.precision), synchronised():
+            logits, taps = self.student.features(batch.frames)
+        taps = {name: maps.float() for name, maps in taps.items()}  # heads, FFTs and losses stay in float32
+        logits, sides = logits.float(), [taps.pop(name) for name in self.student.sides]
+        segmentation = supervise(LOSSES[self.config.loss], logits, sides, batch.masks)
+        return self.objective(segmentation, logits, taps, batch.targets, progress)
+
+    def validate(self) -> float:
+        """Mean per-image Dice at 0.5 on the validation frames, at the store's frame size."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for scores in self.scores():
+            total += scores.sum()
+        return float(average(total)) * world() / len(self.val)
+
+    @torch.no_grad()
+    def scores(self) -> Iterator[Tensor]:
+        """Dice [b] of each validation frame, batch by batch; each process has its share of them."""
+        self.kept.eval()
+        for batch in self.val.plain(max(1, self.config.batch_size // world())):
+            with autocast(self.device, self.precision):
+                logits = self.kept(batch.frames.contiguous(memory_format=torch.channels_last))
+            yield dice(logits > 0, batch.masks > 0.5)
+
+    def _diverged(self, step: int) -> Diverged:
+        """The error that names the frames of a broken step of this epoch."""
+        train = [name for name, split in zip(self.store.samples.ids, self.store.samples.split, strict=True) if split == "train"]
+        rows = self.train.rows(self.epoch, self.config.batch_size, self.config.seed)[step]
+        return Diverged(
+            "the training has diverged: a loss or gradient is not finite",
+            where=f"epoch {self.epoch + 1}, step {step + 1} of {self.steps_per_epoch}",
+            got=f"the frames {', '.join(train[row] for row in rows.tolist())}", wanted="finite numbers",
+            remedy="give a smaller --learning-rate, or --precision float32; what was good until then is kept",
+        )  # fmt: skip
