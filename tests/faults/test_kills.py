@@ -134,7 +134,7 @@ def test_overwriting_a_run_takes_away_first_what_it_could_be_resumed_from(
     run = RunFolder.create(tmp_path / "run")
     for path in (run.resume_state, run.path / "config.yaml", run.path / ".config.yaml.7.partial"):
         write_text(path, "x")
-    monkeypatch.setattr(runs, "empty", lambda folder: None)
+    monkeypatch.setattr(runs, "empty", lambda folder, but="": None)
     RunFolder.create(run.path, overwrite=True)
     assert not run.resume_state.exists()
     empty(run.path, last="config.yaml")
