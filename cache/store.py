@@ -77,20 +77,24 @@ class FeatureStore(ReadableStore):
             else:
                 remove_strays(location.path)
         store = cls.open(path, writable=True)
-        if SEALED in store.root.attrs:
-            manifest = as_extended(manifest, store.manifest)
+        store.require_made_for(manifest)
+        return store
+
+    def require_made_for(self, manifest: Manifest) -> None:
+        """CacheError unless the store was made, or may have been extended, with the settings of this manifest."""
+        if SEALED in self.root.attrs:
+            manifest = as_extended(manifest, self.manifest)
         # what follows from other settings comes last: a user types the others
-        if differences := sorted(store.manifest.differences(manifest), key=lambda row: row[0].startswith(DERIVED)):
+        if differences := sorted(self.manifest.differences(manifest), key=lambda row: row[0].startswith(DERIVED)):
             first = differences[:4]
             more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise CacheError(
                 "the store was made with other settings",
-                where=location,
+                where=self.location,
                 got="; ".join(f"{key} = {stored}" for key, stored, _ in first) + more,
                 wanted="; ".join(f"{key} = {wanted}" for key, _, wanted in first) + more,
                 remedy=DELETE_OR_MOVE,
             )
-        return store
 
     # Writing
 

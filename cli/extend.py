@@ -25,7 +25,9 @@ def extend(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Add a teacher or a scale to a complete store; nothing that is there changes, no image folder is needed.
+    """Add a teacher or a scale to a complete store; no array that is there changes, no image folder is needed.
+
+    Its signature does change: finish or start again what was interrupted before, and compare runs of one signature.
 
     A killed extension leaves the store as it was, and goes on when the same command is given again.
     """

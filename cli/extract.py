@@ -109,6 +109,9 @@ def foresee(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         return
     room = f", {found.free_bytes / 2**20:,.0f} MiB free" if found.free_bytes is not None else ""
     typer.echo(f"{found.frames} frames x {found.views} views in {found.shards} shards: {found.bytes / 2**20:,.1f} MiB{room}")
+    if found.done:
+        left = found.shards - found.done
+        typer.echo(f"{left} of {found.shards} shards are left" if left else "complete already, nothing to do")
     for name, seconds in found.seconds.items():
         typer.echo(f"{name}: {seconds / 60:.1f} minutes on {found.device} in {found.precision}, one process")
 

@@ -139,6 +139,8 @@ def choose(
     _refuse_biased(store, choose_teachers(store, config.teachers))
     asked = config.model_copy(update={"signature": config.signature or store.manifest.signature()})
     control = Candidate("none", "none", config.distill_weight)
+    if 0.5 ** (frames := store.samples.split.count("val")) >= LEVEL:
+        progress.say(f"warning: {frames} validation frames are too few to show that a gain is no chance: auto will not teach")
     judge = Trainer(control.settings(config), store, Progress(), resume=True, shelf=shelf)
     replaced = not resume and run.refuse_to_lose(overwrite)
     with alone_in(out):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyp_difom.cache.location import Location
+from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision, synchronise
 from polyp_difom.pipeline.extract import load_teachers, resolved, runner_of
@@ -29,15 +31,16 @@ class Preview:
     """What an extraction will take.
 
     Attributes:
-        frames, views, shards: of the store.
+        frames, views, shards: of the store; `done` of the shards are there already.
         bytes: of its arrays, at most.
         free_bytes: on the disk; None for a URL.
-        seconds: of one process on this device, by teacher; basis, decoding and writing are not in it.
+        seconds: of one process on this device for what is left, by teacher; basis, decoding and writing are not in it.
     """
 
     frames: int
     views: int
     shards: int
+    done: int
     bytes: int
     free_bytes: int | None
     seconds: dict[str, float]
@@ -53,7 +56,7 @@ def preview(config: ExtractConfig, progress: Progress | None = None) -> Preview:
     """Everything that `extract` checks before it writes, and what it will take. Nothing is written.
 
     Raises:
-        DataError, UsageError, MissingDependencyError: as `extract`.
+        DataError, CacheError, UsageError, MissingDependencyError: as `extract`.
     """
     progress = progress or Progress()
     config = resolved(config)
@@ -66,16 +69,23 @@ def preview(config: ExtractConfig, progress: Progress | None = None) -> Preview:
     progress.say(found.policy)
     teachers = load_teachers(config, progress)
     plan = make_plan(config, found, teachers, precision, progress)
+    pending = None
+    if not Location.parse(config.cache).is_vacant():
+        store = FeatureStore.open(config.cache)
+        store.require_made_for(plan.manifest)
+        pending = len(store.pending())
     runner = runner_of(teachers, plan, device, config.batch_size, progress)
     frames, views = len(plan.samples), len(plan.manifest.views)
+    shards = -(-frames // plan.manifest.samples_per_shard)
+    left = 1.0 if pending is None else pending / shards
     return Preview(
-        frames=frames, views=views, shards=-(-frames // plan.manifest.samples_per_shard),
+        frames=frames, views=views, shards=shards, done=0 if pending is None else shards - pending,
         bytes=predicted_bytes(plan.manifest, frames), free_bytes=_free(config.cache),
-        seconds=_seconds(runner, frames, frames * views), device=str(device), precision=precision,
+        seconds=_seconds(runner, frames, left * frames * views) if left else {}, device=str(device), precision=precision,
     )  # fmt: skip
 
 
-def _seconds(runner: Runner, count: int, images: int) -> dict[str, float]:
+def _seconds(runner: Runner, count: int, images: float) -> dict[str, float]:
     """Of each teacher for so many images, from the first of `count` frames."""
     first = np.stack([runner.decode(index)[schema.IMAGE] for index in range(min(runner.batch_size, count))])
     frames, seconds = runner.to_device(torch.from_numpy(first)), dict[str, float]()

@@ -119,7 +119,11 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             raise RunError("no run here", where=path, wanted="a folder that `polyp-difom distill -o` made")
         if not run.best.is_file():
-            raise RunError("the run has no checkpoint yet", where=path, remedy="polyp-difom distill ... --resume")
+            finished = run.last.is_file()
+            raise RunError(
+                "the run's best checkpoint is missing" if finished else "the run has no checkpoint yet", where=run.best,
+                remedy=f"polyp-difom evaluate {run.last} --data DIR" if finished else f"polyp-difom distill --resume -o {path}",
+            )  # fmt: skip
         return run
 
     def describe(self, config: Mapping[str, Any], samples: SampleTable, learned: Iterable[Mapping[str, str]] = ()) -> None:

@@ -77,6 +77,9 @@ def parse(text: str) -> dict[str, float]:
     parts = [part.strip() for part in text.split("+")]
     for part in parts:
         member, colon, number = part.partition(":")
+        if member == "auto":
+            raise UsageError("auto chooses one objective for one training", where="--objective", got=text,
+                             wanted="`distill --objective auto` alone; no part of others, no value of a sweep")  # fmt: skip
         name, roles = _member(member)
         member = f"{name}@{'.'.join(roles)}" if roles else name
         try:
@@ -84,7 +87,9 @@ def parse(text: str) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not (math.isfinite(weight) and weight >= 0):
-            raise UsageError(f"the weight of objective {name!r} is no number", got=number or "nothing", wanted=f"{member}:0.5")
+            raise UsageError(
+                f"the weight of objective {name!r} is no number of at least 0", got=number or "nothing", wanted=f"{member}:0.5"
+            )
         if member in weights:
             raise UsageError(f"objective {member!r} is there twice", where="--objective", got=text)
         if colon and OBJECTIVES.get(name).needs == Needs():

@@ -99,6 +99,8 @@ def base_width(title: str, family: str, variant: str | None) -> int:
         UsageError: not a number from 4 to 128.
     """
     if variant is not None and not (variant.isdecimal() and 4 <= int(variant) <= 128):
-        wanted = f"{family}:B with B from 4 to 128, for instance {family}:16"
+        wanted = f"{family}:B with B from 4 to 128, for instance {family}:16" + (
+            f"; {family}:deep or {family}:B-deep" if family == "unetpp" else ""
+        )
         raise UsageError(f"unknown {title} width {variant!r}", wanted=wanted)
     return int(variant or 32)

@@ -360,3 +360,8 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(
     assert list(told["seconds"]) == [teacher["name"] for teacher in summary["teachers"]]
     written = sum(path.stat().st_size for path in (tmp_path / "x.zarr").rglob("*") if path.is_file())
     assert written < told["bytes"] + 2**20
+    again = cli("extract", "--data", frames, *small, "--cache", tmp_path / "x.zarr", "--dry-run")
+    assert "nothing to do" in again.stdout
+    other = cli("extract", "--data", frames, *small, "--cache", tmp_path / "x.zarr", "--dry-run", "--channels", 2)
+    assert other.exit_code == 4
+    assert "made with other settings" in other.stderr

@@ -222,3 +222,9 @@ def test_teachers_that_weigh_nothing_cannot_come_first(text: str, weight: float,
     with pytest.raises(UsageError, match="nothing would be learned"):
         build_objective(text, student.taps, SPECS, weight, "representation-first")
     build_objective(text, student.taps, SPECS, weight, "decay")
+
+
+@pytest.mark.parametrize("text", ["auto+cwd", "auto"])
+def test_auto_is_no_part_of_a_combination_or_a_sweep(text: str) -> None:
+    with pytest.raises(UsageError, match="auto chooses"):
+        parse(text)

@@ -283,7 +283,7 @@ def _damaged(run: Path) -> None:
     [
         (lambda run: (run / "config.yaml").unlink(), "no run here"),
         (lambda run: shutil.rmtree(run), "no run here"),
-        (lambda run: (run / "checkpoints/best.safetensors").unlink(), "no checkpoint yet"),
+        (lambda run: (run / "checkpoints/best.safetensors").unlink(), "best checkpoint is missing"),
         (lambda run: (run / "checkpoints/resume.safetensors").touch(), "not finished"),
         (lambda run: (run / "samples.csv").unlink(), "list of frames cannot be read"),
         (_damaged, "damaged"),
