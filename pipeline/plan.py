@@ -142,6 +142,13 @@ def _refuse_leak(first: tuple[str, str], second: tuple[str, str]) -> None:
         )  # fmt: skip
 
 
+def free_space(cache: str) -> tuple[Path, int]:
+    """The folder that a local store is or would be made in, and the bytes that are free there."""
+    place = Path(cache).absolute()
+    parent = next(folder for folder in (place, *place.parents) if folder.exists())
+    return parent, shutil.disk_usage(parent).free
+
+
 def check_space(manifest: Manifest, n: int, cache: str, progress: Progress, resumes: bool | None = None) -> None:
     """Say how many bytes the manifest's arrays will take for `n` samples, and refuse to start what does not fit.
 
@@ -153,8 +160,7 @@ def check_space(manifest: Manifest, n: int, cache: str, progress: Progress, resu
     if "://" in cache or (Path(cache).exists() if resumes is None else resumes):
         progress.say(text)
         return
-    parent = next(folder for folder in (Path(cache).absolute(), *Path(cache).absolute().parents) if folder.exists())
-    free = shutil.disk_usage(parent).free
+    parent, free = free_space(cache)
     progress.say(f"{text}, {free / 2**20:,.0f} MiB free")
     if needed > free:
         raise CacheError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision, synchronise
 from polyp_difom.pipeline.extract import load_teachers, resolved, runner_of
-from polyp_difom.pipeline.plan import ExtractConfig, check_options, gather_frames, make_plan, predicted_bytes
+from polyp_difom.pipeline.plan import ExtractConfig, check_options, free_space, gather_frames, make_plan, predicted_bytes
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Runner
 from polyp_difom.pipeline.teachers.protocol import Teacher
@@ -80,7 +78,7 @@ def preview(config: ExtractConfig, progress: Progress | None = None) -> Preview:
     left = 1.0 if pending is None else pending / shards
     return Preview(
         frames=frames, views=views, shards=shards, done=0 if pending is None else shards - pending,
-        bytes=predicted_bytes(plan.manifest, frames), free_bytes=_free(config.cache),
+        bytes=predicted_bytes(plan.manifest, frames), free_bytes=None if "://" in config.cache else free_space(config.cache)[1],
         seconds=_seconds(runner, frames, left * frames * views) if left else {}, device=str(device), precision=precision,
     )  # fmt: skip
 
@@ -103,10 +101,3 @@ def _once(runner: Runner, teacher: Teacher, frames: Tensor) -> float:
     runner.embed(teacher, frames)
     synchronise(runner.device)
     return time.perf_counter() - began
-
-
-def _free(cache: str) -> int | None:
-    if "://" in cache:
-        return None
-    place = Path(cache).absolute()
-    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
