@@ -142,9 +142,9 @@ def _refuse_leak(first: tuple[str, str], second: tuple[str, str]) -> None:
         )  # fmt: skip
 
 
-def free_space(cache: str) -> tuple[Path, int]:
-    """The folder that a local store is or would be made in, and the bytes that are free there."""
-    place = Path(cache).absolute()
+def free_space(place: str | Path) -> tuple[Path, int]:
+    """The nearest folder that exists on the way to a local place, and the bytes that are free there."""
+    place = Path(place).absolute()
     parent = next(folder for folder in (place, *place.parents) if folder.exists())
     return parent, shutil.disk_usage(parent).free
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from polyp_difom.cache.errors import CacheError, PolypDifomError, RunError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.distill import DistillConfig
+from polyp_difom.pipeline.plan import free_space
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.sweep.folder import SweepConfig
 from polyp_difom.pipeline.sweep.pace import Pace, side_by_side
@@ -88,7 +88,7 @@ def forecast(config: SweepConfig, store: FeatureStore, where: Path, progress: Pr
     found = [pace for pace in paces.values() if isinstance(pace, Pace)]
     predicted = Forecast(
         rows, jobs, threads, reason, measuring / 60 + last_end((row.minutes or 0.0 for row in rows), jobs),
-        _peak_bytes(rows, found, jobs, config), _free_bytes(where), _store_bytes(found, store), facts,
+        _peak_bytes(rows, found, jobs, config), free_space(where)[1], _store_bytes(found, store), facts,
         GUIDED if config.sampler == "tpe" else "",
     )  # fmt: skip
     if predicted.bytes > predicted.free_bytes:
@@ -174,8 +174,3 @@ def _store_bytes(paces: Sequence[Pace], store: FeatureStore) -> int:
     arrays = {key for pace in paces for key in pace.arrays}
     specs = store.manifest.arrays
     return sum(store.samples.split.count(s) * specs[key].chunks_per_sample * specs[key].chunk_bytes for s, key in arrays)
-
-
-def _free_bytes(where: Path) -> int:
-    folder = where.absolute()
-    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free

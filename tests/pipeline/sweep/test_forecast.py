@@ -69,7 +69,7 @@ def test_bytes_are_checkpoints_kept_and_states_of_running_trials(
 def test_what_will_not_fit_on_the_disk_is_refused(
     foreseeing: Foreseeing, timed: list[list[DistillConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecasting, "_free_bytes", lambda where: 20_000)
+    monkeypatch.setattr(forecasting, "free_space", lambda place: (place, 20_000))
     with pytest.raises(RunError, match="will not fit on the disk"):
         foreseeing("student=unet:4 seed=0..4")
 
