@@ -160,12 +160,24 @@ class SplitEntry(_Model):
     val_fraction: float
 
 
+BasisKind = Literal["phi-s", "pca", "standard"]
+"""Mixed principal directions (PHI-S, arXiv 2410.01680), these unmixed, or the teacher's own channels over their deviations."""
+
+
 class BasisEntry(_Model):
-    """How the fixed channel bases are fitted (PHI-S, arXiv 2410.01680): stored channels, train frames, seed."""
+    """How the fixed channel bases are fitted: stored channels, train frames, seed, kind (not written where it is phi-s)."""
 
     channels: int
     frames: int
     seed: int
+    kind: BasisKind = "phi-s"
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        if self.kind == "phi-s":
+            fields.pop("kind", None)
+        return fields
 
 
 class Manifest(_Model):

@@ -33,6 +33,9 @@ def extract(
     channels: Annotated[int, typer.Option(help="Stored channels a teacher.")] = 64,
     spectra: Annotated[str, typer.Option(help="Whole half spectra (full), their low block alone (low), or none.")] = "full",
     dtype: Annotated[str, typer.Option(help="What maps are stored as: float16, or int8 (half, about 1 % off).")] = "float16",
+    basis: Annotated[
+        str, typer.Option(help="Channels: phi-s; or, to measure against, pca (unmixed) or standard (own ones).")
+    ] = ("phi-s"),
     basis_frames: Annotated[int, typer.Option(help="Train frames that each channel basis is fitted on.")] = 256,
     split_by: options.SplitBy = "auto",
     val_fraction: Annotated[float, typer.Option(help="Share of the train frames kept for validation.")] = 0.1,
@@ -69,7 +72,7 @@ def extract(
         weights=dict(read_weights(text) for text in weights), input_sizes=dict(read_input_size(text) for text in input_size),
         size=size, views=views, limit=limit,
         scales=options.names(scales, "--scales"), channels=channels,
-        spectra=spectra, dtype=dtype, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
+        spectra=spectra, dtype=dtype, basis=basis, basis_frames=basis_frames, split_by=split_by, val_fraction=val_fraction,
         seed=seed, batch_size=batch_size, device=device, precision=precision,
         part_id=part_id, num_parts=num_parts,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """The fixed linear map from a teacher's channels to the stored ones (PHI-S, arXiv 2410.01680).
 
 Subtract the channel mean, rotate onto the leading principal directions, mix them by an orthogonal matrix, divide by
-one scalar: every stored channel then has the same variance, and nothing about it is trained.
+one scalar: every stored channel then has the same variance, and nothing about it is trained. Two plainer bases are there to
+measure against: `pca` leaves the mixing out, `standard` keeps the teacher's own channels, each divided by its own deviation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-Mixing = Literal["hadamard", "random-orthogonal", "none"]
+from polyp_difom.cache.manifest import BasisKind
+
+Mixing = Literal["hadamard", "random-orthogonal", "none", "own-channels"]
 
 ROUNDING = 1e-12
 """Variance below this share of the squared mean is beyond what float32 maps can express."""
@@ -27,10 +30,11 @@ class Basis:
 
     Attributes:
         mean: float64 [i], channel means over train frames.
-        rotation: float64 [c, i], orthonormal rows (principal directions, mixed).
+        rotation: float64 [c, i], orthonormal rows (principal directions, mixed); of `standard`, each chosen channel over its
+            deviation.
         scale: the one scalar that brings the mean stored variance to 1.
-        explained: float64 [i], share of variance along each principal direction, descending.
-        mixing: "hadamard" or "random-orthogonal"; "none" of `identity_basis`.
+        explained: float64 [i], share of variance along each principal direction (`standard`: of each channel), descending.
+        mixing: "hadamard" or "random-orthogonal"; "none" of `pca` and `identity_basis`; "own-channels" of `standard`.
         steps: of maps that are stored as int8, by scale: what the integers are multiplied by, float32 [c].
     """
 
@@ -60,8 +64,13 @@ class Basis:
             channels: k, at most c.
             seed: that this basis was fitted with.
         """
+        leading = np.eye(len(self.rotation))[:channels]
+        if self.mixing == "own-channels":
+            return leading
         kept, held = (self.explained[:count].mean() for count in (channels, len(self.rotation)))
         ratio = np.sqrt(held / kept) if kept else 1.0
+        if self.mixing == "none":
+            return ratio * leading
         return ratio * mixing_matrix(channels, seed) @ mixing_matrix(len(self.rotation), seed).T[:channels]
 
 
@@ -107,12 +116,14 @@ def mixing_matrix(channels: int, seed: int) -> np.ndarray:
     return q * np.sign(np.diag(r))
 
 
-def fit_basis(moments: Moments, channels: int, seed: int = 0) -> Basis:
+def fit_basis(moments: Moments, channels: int, seed: int = 0, kind: BasisKind = "phi-s") -> Basis:
     """Fit to accumulated moments of TRAIN frames; channels must not exceed the teacher's own.
 
     Eigenvectors are signed so that their largest entry is positive: the same moments give the same basis. Constant maps,
     whose variance is rounding alone, keep scale 1.
     """
+    if kind == "standard":
+        return _own_channels(moments, channels)
     values, vectors = np.linalg.eigh(moments.covariance())
     values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
     leading = vectors[:, :channels].T
@@ -121,11 +132,25 @@ def fit_basis(moments: Moments, channels: int, seed: int = 0) -> Basis:
     mean, variance = moments.mean(), values[:channels].mean()
     return Basis(
         mean=mean,
-        rotation=mixing_matrix(channels, seed) @ leading,
+        rotation=leading if kind == "pca" else mixing_matrix(channels, seed) @ leading,
         scale=float(np.sqrt(variance)) if variance > ROUNDING * np.square(mean).max() else 1.0,
-        explained=values / max(values.sum(), np.finfo(np.float64).tiny),
-        mixing=mixing_kind(channels),
+        explained=_shares(values),
+        mixing="none" if kind == "pca" else mixing_kind(channels),
     )
+
+
+def _own_channels(moments: Moments, channels: int) -> Basis:
+    """The channels of the largest variance, each divided by its own deviation."""
+    mean, values = moments.mean(), np.diag(moments.covariance()).clip(min=0.0)
+    order = np.argsort(-values, kind="stable")
+    chosen = order[:channels]
+    deviations = np.where(values > ROUNDING * np.square(mean).max(), np.sqrt(values), 1.0)
+    rotation = np.eye(len(values))[chosen] / deviations[chosen, None]
+    return Basis(mean=mean, rotation=rotation, scale=1.0, explained=_shares(values[order]), mixing="own-channels")
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    return values / max(values.sum(), np.finfo(np.float64).tiny)
 
 
 def identity_basis(channels: int) -> Basis:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyp_difom.cache.manifest import TeacherEntry
+from polyp_difom.cache.manifest import BasisEntry, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.augment import draw_affine, resample
@@ -55,7 +55,7 @@ def bases_of(
     moments, witnesses = _moments(runner, teacher, chosen, progress)
     rate = len(chosen) / (time.perf_counter() - began)
     bases = {
-        number: (known or {}).get(number) or _new_basis(entry, scales[0], moments[scales[0]], seed)
+        number: (known or {}).get(number) or _new_basis(entry, scales[0], moments[scales[0]], store.manifest.basis)
         for number, scales in used.items()
     }
     if entry.kind == "features":
@@ -80,10 +80,10 @@ def bases_of(
     return bases
 
 
-def _new_basis(entry: TeacherEntry, scale: str, moments: Moments, seed: int) -> Basis:
+def _new_basis(entry: TeacherEntry, scale: str, moments: Moments, wanted: BasisEntry) -> Basis:
     """A mask's values mean something and are kept as they are."""
     channels = entry.channels_at(scale)
-    return identity_basis(channels) if entry.kind == "mask" else fit_basis(moments, channels, seed)
+    return identity_basis(channels) if entry.kind == "mask" else fit_basis(moments, channels, wanted.seed, wanted.kind)
 
 
 def _say_variance(entry: TeacherEntry, runner: Runner, bases: Bases, progress: Progress) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyp_difom.cache.errors import CacheError, DataError, UsageError
-from polyp_difom.cache.manifest import BasisEntry, DatasetEntry, Manifest, Spectra, SplitEntry, predicted_bytes
+from polyp_difom.cache.manifest import BasisEntry, BasisKind, DatasetEntry, Manifest, Spectra, SplitEntry, predicted_bytes
 from polyp_difom.cache.samples import SampleTable
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, views
@@ -46,6 +46,7 @@ class ExtractConfig(BaseModel):
     channels: int = Field(64, gt=0)
     spectra: Spectra = "full"
     dtype: schema.MapType = "float16"
+    basis: BasisKind = "phi-s"
     basis_frames: int = Field(256, gt=0)
     split_by: str = "auto"
     val_fraction: float = Field(0.1, gt=0, lt=1)
@@ -112,6 +113,7 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
             channels=config.channels,
             frames=min(config.basis_frames, samples.split.count("train")),
             seed=config.seed,
+            kind=config.basis,
         ),
         spectra=config.spectra,
         precision=precision,

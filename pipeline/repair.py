@@ -198,7 +198,7 @@ def extract_command(store: FeatureStore) -> str:
         "--teachers": ",".join(entry.name for entry in manifest.teachers), "--cache": store.location,
         "--size": manifest.frame_size, "--views": len(manifest.views), "--limit": len(store),
         "--scales": ",".join(manifest.scales), "--channels": manifest.basis.channels, "--spectra": manifest.spectra,
-        "--dtype": schema.map_type(manifest),
+        "--dtype": schema.map_type(manifest), "--basis": manifest.basis.kind,
         "--basis-frames": manifest.basis.frames, "--split-by": policy, "--val-fraction": manifest.split.val_fraction,
         "--split-seed": manifest.split.seed, "--precision": manifest.precision,
     }  # fmt: skip

@@ -1,11 +1,13 @@
 """`multiscale`: fixed teacher maps at several depths of the student, and the two bands at its bottleneck.
 
-`shuffled` is the same against the wrong frame's maps: the control that tells teaching from regularising.
+`shuffled` is the same against the wrong frame's maps: the control that tells teaching from regularising. `maps` and `bands`
+are its two halves, to measure what each is worth: "maps+bands:0.5" is "multiscale".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,8 @@ class MultiScale(Paired):
     At the bottleneck the low and high band are matched too, each as a share of its own energy. On from the first epoch.
     """
 
+    matches: ClassVar[frozenset[str]] = frozenset(("maps", "bands"))
+
     def __init__(self, taps: tuple[Tap, ...], targets: Mapping[Key, TargetSpec], weight: float = 1.0):
         super().__init__(taps, targets, weight)
         self.heads = self.heads_of()
@@ -50,18 +54,37 @@ class MultiScale(Paired):
             for pair, student in learners:
                 prediction = self.heads[pair.name](student)
                 alike = cosine(prediction, target)
-                smooth = F.smooth_l1_loss(by_cell(prediction), by_cell(target))
-                distances.append((teacher, 1 - alike + smooth))
                 seen = {"": agreement(prediction, target, variance=variance, alike=alike)}
-                if pair.tap.role == "bottleneck":
+                if "maps" in self.matches:
+                    smooth = F.smooth_l1_loss(by_cell(prediction), by_cell(target))
+                    distances.append((teacher, 1 - alike + smooth))
+                if "bands" in self.matches and pair.tap.role == "bottleneck":
                     shares, banded = _bands(prediction, target, variance)
                     bands += [(teacher, share) for share in shares]
                     seen |= banded
                 parts |= {f"{pair.name}/{band}{what}": value for band, own in seen.items() for what, value in own.items()}
         distance, banded_distance = over_teachers(distances), over_teachers(bands)
         if distance is None or banded_distance is None:
-            return distance, parts
+            return distance if banded_distance is None else banded_distance, parts
         return distance + BAND_SHARE * banded_distance, parts
+
+
+@OBJECTIVES.register("maps")
+class Maps(MultiScale):
+    """`multiscale` without the bands."""
+
+    matches = frozenset(("maps",))
+
+
+@OBJECTIVES.register("bands")
+class Bands(MultiScale):
+    """The bands at the bottleneck alone."""
+
+    matches = frozenset(("bands",))
+    by_role = False
+
+    def __init__(self, taps: tuple[Tap, ...], targets: Mapping[Key, TargetSpec], weight: float = 1.0):
+        super().__init__(tuple(tap for tap in taps if tap.role == "bottleneck"), targets, weight)
 
 
 @OBJECTIVES.register("shuffled")

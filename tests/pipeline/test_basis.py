@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from polyp_difom.cache.manifest import BasisKind
 from polyp_difom.pipeline import spectra
 from polyp_difom.pipeline.basis import Basis, Moments, fit_basis, mixing_kind, mixing_matrix
 
@@ -18,10 +19,10 @@ def correlated(channels: int, n: int = 6, cells: int = 9, seed: int = 0) -> torc
     return torch.from_numpy(mixed).movedim(-1, 1).float()
 
 
-def fitted(maps: torch.Tensor, channels: int, seed: int = 0) -> Basis:
+def fitted(maps: torch.Tensor, channels: int, seed: int = 0, kind: BasisKind = "phi-s") -> Basis:
     moments = Moments()
     moments.add(maps)
-    return fit_basis(moments, channels, seed)
+    return fit_basis(moments, channels, seed, kind)
 
 
 def test_moments_of_batches_are_those_of_all_cells_together() -> None:
@@ -144,3 +145,34 @@ def test_an_offset_far_larger_than_the_spread_costs_no_accuracy() -> None:
     basis = fitted(maps, 8)
     exact = np.einsum("ci,bihw->bchw", basis.rotation / basis.scale, maps.double().numpy() - basis.mean[:, None, None])
     np.testing.assert_allclose(basis.apply(maps).numpy(), exact, rtol=0, atol=2e-3)  # the mean itself is rounded to 2^-10
+
+
+def test_pca_leaves_the_leading_directions_unmixed_and_divides_by_one_number() -> None:
+    maps = correlated(12)
+    variances = fitted(maps, 4, kind="pca").apply(maps).var((0, 2, 3), correction=0)
+    explained = fitted(maps, 4, kind="pca").explained[:4]
+    torch.testing.assert_close(variances, torch.from_numpy(explained / explained.mean()).float(), rtol=1e-3, atol=1e-3)
+    assert variances.max() / variances.min() > 2
+
+
+def test_standard_keeps_the_widest_of_the_teachers_own_channels_each_with_variance_one() -> None:
+    maps = correlated(12)
+    stored = fitted(maps, 4, kind="standard").apply(maps)
+    widest = maps.var((0, 2, 3), correction=0).argsort(descending=True)[:4]
+    own = maps[:, widest]
+    alone = (own - own.mean((0, 2, 3), keepdim=True)) / own.std((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(stored, alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["phi-s", "pca", "standard"])
+def test_fewer_stored_channels_are_those_that_a_smaller_basis_would_have_stored(kind: BasisKind) -> None:
+    maps = correlated(12)
+    large, small = fitted(maps, 8, kind=kind), fitted(maps, 4, kind=kind)
+    narrowed = torch.einsum("kc,bchw->bkhw", torch.from_numpy(large.narrowing(4, 0)).float(), large.apply(maps))
+    torch.testing.assert_close(narrowed, small.apply(maps), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 100.0])
+def test_a_standard_basis_of_constant_maps_is_finite(value: float) -> None:
+    maps = torch.full((4, 8, 5, 5), value)
+    assert torch.isfinite(fitted(maps, 4, kind="standard").apply(maps).half()).all()

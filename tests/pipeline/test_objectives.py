@@ -25,9 +25,20 @@ from polyp_difom.pipeline.objectives.protocol import (
 )
 from polyp_difom.pipeline.students.protocol import Student, Tap, build_student
 
-FIXED = ["multiscale", "shuffled", "cwd", "relational", "logit", "paper"]
+FIXED = ["multiscale", "maps", "bands", "shuffled", "cwd", "relational", "logit", "paper"]
 NAMES = ["none", "notebook", *FIXED]
-PARAMETERS = {"none": 0, "notebook": 6, "multiscale": 8, "shuffled": 8, "cwd": 4, "relational": 0, "logit": 0, "paper": 8}
+PARAMETERS = {
+    "none": 0,
+    "notebook": 6,
+    "multiscale": 8,
+    "maps": 8,
+    "bands": 4,
+    "shuffled": 8,
+    "cwd": 4,
+    "relational": 0,
+    "logit": 0,
+    "paper": 8,
+}
 SPECS = {
     ("sam:vit_b", "s8"): TargetSpec(6, 8, 8, 0.8),
     ("sam:vit_b", "s16"): TargetSpec(6, 4, 16, 0.5),
@@ -213,6 +224,21 @@ def test_multiscale_by_hand() -> None:
     expected = distance + 0.5 * (bands[0] + bands[1]) / 2
     torch.testing.assert_close(losses.parts["distillation"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses.total.detach(), dice_bce(logits, masks) + 0.3 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_multiscale_is_its_two_halves() -> None:
+    student, whole = make("multiscale")
+    halves = {name: OBJECTIVES.get(name)(student.taps, SPECS) for name in ("maps", "bands")}
+    _, taps = student.features(torch.rand(2, 3, 64, 64))
+    targets = random_targets()
+    distances = {}
+    for name, half in halves.items():
+        half.load_state_dict({key: value for key, value in whole.state_dict().items() if key in half.state_dict()})
+        distances[name], _ = half.distance(torch.zeros(2, 1, 64, 64), taps, targets)
+    assert set(halves["bands"].keys) == {key for key in whole.keys if key[1] == "s16"}
+    both, _ = whole.distance(torch.zeros(2, 1, 64, 64), taps, targets)
+    torch.testing.assert_close(both, distances["maps"] + 0.5 * distances["bands"])
+    assert distances["bands"] > 0
 
 
 def test_multiscale_is_on_from_the_first_step_to_the_last() -> None:
