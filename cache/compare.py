@@ -103,7 +103,7 @@ def _array_difference(first: FeatureStore, second: FeatureStore, key: str, pairs
     for start in range(0, pairs.shape[1], step):
         chosen = pairs[:, start : start + step]
         a, b = (
-            store.read(key, rows).reshape(len(rows), -1).astype(np.float64)
+            store.read(key, rows, verify="always").reshape(len(rows), -1).astype(np.float64)
             for store, rows in zip((first, second), chosen, strict=True)
         )
         gaps = np.abs(a - b).max(axis=1)

@@ -108,7 +108,7 @@ def _write_values(
 ) -> None:  # fmt: skip
     for shard in store.shards:
         rows = np.array([row for row in shard if kept[row]], np.int64)
-        values = store.read(key, rows)
+        values = store.read(key, rows, verify="always")
         if steps is not None:
             values = (values * steps).astype(np.float16)
         stream.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)

@@ -138,7 +138,7 @@ def _read_shard(
 ) -> tuple[NDArray[Any], list[ChunkFault]]:
     rows, per_sample = store.shards[shard], store.manifest.arrays[key].chunks_per_sample
     first = rows.start * per_sample
-    values, unread = store.sharded(key).read(np.arange(first, rows.stop * per_sample), verify=True)
+    values, unread = store.sharded(key).read(np.arange(first, rows.stop * per_sample), verify="always")
     faults = list(unread)
     if recorded is not None and not any(fault.whole_shard for fault in faults):
         apart = np.flatnonzero(sums.of_chunks(values) != recorded[: len(values)]) + first

@@ -123,7 +123,7 @@ class Origin:
         spec, size, rows = store.manifest.arrays[key], store.manifest.samples_per_shard, store.shards[shard]
         per_sample = spec.chunks_per_sample
         arrived = ShardedArray(Location(str(self.copy / ARRIVING)), key, spec, size)
-        values, faults = arrived.read(np.arange(rows.start * per_sample, rows.stop * per_sample), verify=True)
+        values, faults = arrived.read(np.arange(rows.start * per_sample, rows.stop * per_sample), verify="always")
         if (fault := next(faults, None)) is not None:
             return fault.reason
         recorded = sums.of_array(store.root, key, shard)

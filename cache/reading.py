@@ -19,7 +19,7 @@ from polyp_difom.cache.location import Location, explained
 from polyp_difom.cache.manifest import ArraySpec, Manifest
 from polyp_difom.cache.origin import Origin
 from polyp_difom.cache.samples import SampleTable
-from polyp_difom.cache.shards import UNWRITTEN, ChunkFault, ShardedArray, chunk_numbers
+from polyp_difom.cache.shards import UNWRITTEN, ChunkFault, ShardedArray, Verify, chunk_numbers
 from polyp_difom.cache.skeleton import LEDGER_FIELDS, read_manifest, read_samples, read_small
 
 RESUME = "run the same `polyp-difom extract` again; it resumes"
@@ -126,14 +126,15 @@ class ReadableStore:
         with explained(f"reading {prefix}", self.location):
             return constants.read(self.root, prefix, self.location)
 
-    def read(self, key: str, indices: NDArray[np.integer] | None = None, verify: bool = True) -> NDArray[Any]:
+    def read(self, key: str, indices: NDArray[np.integer] | None = None, verify: Verify = True) -> NDArray[Any]:
         """Samples of one array, straight from the shard files.
 
         Args:
             key: as in the manifest.
             indices: None for all, [n, *shape]; sample numbers [k], giving [k, *shape]; or chunk coordinates [k, 1 + chunk_dims]
                 ((sample, view) of an embedding), giving [k, *chunk_shape].
-            verify: compare every chunk's crc32c.
+            verify: True compares the crc32c of each chunk that this process reads for the first time from the open store (at a
+                URL, of each chunk that arrives), "always" of every chunk, from files opened anew, False of none.
 
         Raises:
             CacheError: a chunk was never written, or is damaged; names shard file and sample.

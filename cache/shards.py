@@ -3,6 +3,9 @@
 A shard is its encoded chunks and then an index: (offset, length) as little-endian uint64 for each chunk in C order, 2**64 - 1
 where a chunk was never written, and a crc32c of the index (Zarr v3 specification, codec `sharding_indexed`). Zarr's own read
 path is one to two orders of magnitude slower for shuffled batches, and returns fill values for what was never written.
+
+A process that maps a shard checks each chunk when it first reads it and trusts it from then on; bytes that are fetched from
+elsewhere are other bytes each time, and are checked each time.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import google_crc32c
 import numcodecs
@@ -25,6 +28,8 @@ from polyp_difom.cache.manifest import ArraySpec
 Bytes: TypeAlias = NDArray[np.uint8]
 Span: TypeAlias = tuple[int, int, int]
 """Number of a shard, first byte, and the byte after the last."""
+Verify: TypeAlias = bool | Literal["always"]
+"""Which chunks a read holds against their crc32c: those never read before (True), all, from files opened anew, or none."""
 
 NEVER = 2**64 - 1
 OPEN_SHARDS = 256
@@ -57,6 +62,23 @@ class _ShardProblem(Exception):
     """Carries the reason why a whole shard cannot be read."""
 
 
+@dataclass(frozen=True)
+class _OpenShard:
+    """A shard's checked index [chunks_per_shard, 2] of (offset, length); where it is local also its mapped file, and a bit for
+    each chunk that was sound when it was read.
+    """
+
+    index: NDArray[np.uint64]
+    mapped: Bytes | None
+    sound: bytearray
+
+    def is_sound(self, chunk: int) -> bool:
+        return bool(self.sound[chunk >> 3] & 1 << (chunk & 7))
+
+    def mark_sound(self, chunk: int) -> None:
+        self.sound[chunk >> 3] |= 1 << (chunk & 7)
+
+
 class ShardedArray:
     """The chunks of one array, numbered sample by sample, and within a sample in C order.
 
@@ -81,25 +103,26 @@ class ShardedArray:
         self.chunks_per_shard = samples_per_shard * spec.chunks_per_sample
         self._index_bytes = 16 * self.chunks_per_shard + 4
         self._blosc = numcodecs.Blosc()
-        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open_map)
-        self._indices: dict[int, NDArray[np.uint64]] = {}
+        self._open = lru_cache(maxsize=None if location.path is None else OPEN_SHARDS)(self._open_anew)
+        self._sound: dict[int, tuple[int, bytearray]] = {}
+        """Of each local shard, which file it was when it was last mapped, and its bits; they outlive the map."""
 
     def file(self, shard: int) -> str:
         """Key of the file that holds a shard."""
         return shard_key(self._key, shard, 1 + len(self._spec.shape))
 
-    def read(self, chunks: NDArray[np.int64], verify: bool) -> tuple[NDArray[Any], Iterator[ChunkFault]]:
+    def read(self, chunks: NDArray[np.int64], verify: Verify) -> tuple[NDArray[Any], Iterator[ChunkFault]]:
         """Room for the chunks, [k, *chunk_shape], and an iterator that fills it and yields what could not be read.
 
         Args:
             chunks: numbers [k].
-            verify: compare the crc32c of every chunk; the index is always compared.
+            verify: the crc32c of which chunks to compare; that of an index always is when its shard is opened.
         """
         out = np.empty((len(chunks), *self._spec.chunk_shape), self._spec.dtype)
         rows = out.view(np.uint8).reshape(len(chunks), self._spec.chunk_bytes)
         return out, self._fill(chunks, rows, verify)
 
-    def _fill(self, chunks: NDArray[np.int64], rows: NDArray[np.uint8], verify: bool) -> Iterator[ChunkFault]:
+    def _fill(self, chunks: NDArray[np.int64], rows: NDArray[np.uint8], verify: Verify) -> Iterator[ChunkFault]:
         shards, local = np.divmod(chunks, self.chunks_per_shard)
         spans: list[Span] = []
         targets: list[int] = []
@@ -109,28 +132,37 @@ class ShardedArray:
         for shard in numbers:
             here = np.flatnonzero(shards == shard)
             try:
-                index = self._index(shard)
+                opened = self._open_anew(shard) if verify == "always" else self._open(shard)
             except _ShardProblem as problem:
                 yield ChunkFault(shard, int(chunks[here[0]]), str(problem), whole_shard=True)
                 continue
-            for row, (offset, length) in zip(here.tolist(), index[local[here]].tolist(), strict=True):
+            wanted = local[here]
+            places = zip(here.tolist(), wanted.tolist(), opened.index[wanted].tolist(), strict=True)
+            for row, chunk, (offset, length) in places:
+                reason = None
                 if offset == NEVER:
-                    yield ChunkFault(shard, int(chunks[row]), UNWRITTEN)
-                    continue
-                spans.append((shard, offset, offset + length))
-                targets.append(row)
+                    reason = UNWRITTEN
+                elif opened.mapped is None:
+                    spans.append((shard, offset, offset + length))
+                    targets.append(row)
+                else:
+                    check = verify == "always" or (verify and not opened.is_sound(chunk))
+                    reason = self._decode(opened.mapped[offset : offset + length], length, rows[row], check)
+                    if check and reason is None:
+                        opened.mark_sound(chunk)
+                if reason is not None:
+                    yield ChunkFault(shard, int(chunks[row]), reason)
         for number, raw in self._fetch(spans):
-            row, span = targets[number], spans[number]
-            if (reason := self._decode(raw, span, rows[row], verify)) is not None:
-                yield ChunkFault(span[0], int(chunks[row]), reason)
+            row, (shard, start, stop) = targets[number], spans[number]
+            if (reason := self._decode(raw, stop - start, rows[row], bool(verify))) is not None:
+                yield ChunkFault(shard, int(chunks[row]), reason)
 
-    def _decode(self, raw: Bytes, span: Span, row: NDArray[np.uint8], verify: bool) -> str | None:
-        """Writes one chunk's payload into `row`; the reason why not, if it cannot."""
-        wanted = span[2] - span[1]
+    def _decode(self, raw: Bytes, wanted: int, row: NDArray[np.uint8], check: bool) -> str | None:
+        """Writes the payload of one chunk of `wanted` bytes into `row`; the reason why not, if it cannot."""
         if len(raw) != wanted or (not self._spec.compressed and wanted != row.nbytes + 4):
             return f"{len(raw)} bytes instead of {wanted if self._spec.compressed else row.nbytes + 4}"
         payload = raw[:-4]
-        if verify and google_crc32c.value(payload) != int.from_bytes(raw[-4:].tobytes(), "little"):
+        if check and google_crc32c.value(payload) != int.from_bytes(raw[-4:].tobytes(), "little"):
             return "stored and computed crc32c differ"
         if not self._spec.compressed:
             row[:] = payload
@@ -141,32 +173,40 @@ class ShardedArray:
             return f"blosc: {error}"
         return None
 
-    def _index(self, shard: int) -> NDArray[np.uint64]:
-        """(offset, length) of each chunk [chunks_per_shard, 2]."""
-        if (known := self._indices.get(shard)) is not None:
-            return known
+    def _open_anew(self, shard: int) -> _OpenShard:
+        mapped, sound = None, bytearray()
         try:
-            raw = self._tail(shard)
+            if self._location.path is None:
+                filesystem, root = self._location.filesystem()
+                raw = filesystem.cat_file(f"{root}/{self.file(shard)}", start=-self._index_bytes)
+            else:
+                mapped, sound = self._map(shard)
+                raw = mapped[-self._index_bytes :].tobytes()
         except FileNotFoundError as error:
             raise _ShardProblem(f"{UNWRITTEN} (no shard file)") from error
         if len(raw) != self._index_bytes:
             raise _ShardProblem("the shard file is cut short")
         if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise _ShardProblem("the shard's index is damaged, or its file cut short")
-        index = np.frombuffer(raw[:-4], "<u8").reshape(-1, 2)
-        self._indices[shard] = index
-        return index
+        return _OpenShard(np.frombuffer(raw[:-4], "<u8").reshape(-1, 2), mapped, sound)
 
-    def _tail(self, shard: int) -> bytes:
-        if self._location.path is not None:
-            return self._map(shard)[-self._index_bytes :].tobytes()
-        filesystem, root = self._location.filesystem()
-        return filesystem.cat_file(f"{root}/{self.file(shard)}", start=-self._index_bytes)
+    def _map(self, shard: int) -> tuple[Bytes, bytearray]:
+        """A local shard's file, and the bits of its sound chunks: none where it is another file than it was."""
+        with open(f"{self._location.text}/{self.file(shard)}", "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if status.st_size < self._index_bytes:
+                raise _ShardProblem("the shard file is cut short")
+            mapped = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        identity = hash((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+        known, sound = self._sound.get(shard, (None, bytearray()))
+        if known != identity:
+            sound = bytearray(-(-self.chunks_per_shard // 8))
+            self._sound[shard] = identity, sound
+        return mapped, sound
 
     def _fetch(self, spans: Sequence[Span]) -> Iterator[tuple[int, Bytes]]:
-        """(number, bytes) of each span, in any order; shorter than asked for where the file ends too early."""
-        if self._location.path is not None:
-            yield from ((number, self._map(shard)[start:stop]) for number, (shard, start, stop) in enumerate(spans))
+        """(number, bytes) of each span of remote shards, in any order; shorter than asked for where the file ends too early."""
+        if not spans:
             return
         filesystem, root = self._location.filesystem()
         for batch in batched_runs(spans):
@@ -175,12 +215,6 @@ class ShardedArray:
             for run, (_, first, _), raw in zip(batch, places, fetched, strict=True):
                 data = np.frombuffer(raw, np.uint8)
                 yield from ((number, data[spans[number][1] - first : spans[number][2] - first]) for number in run)
-
-    def _open_map(self, shard: int) -> Bytes:
-        with open(f"{self._location.text}/{self.file(shard)}", "rb") as stream:
-            if os.fstat(stream.fileno()).st_size < self._index_bytes:
-                raise _ShardProblem("the shard file is cut short")
-            return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def batched_runs(spans: Sequence[Span]) -> Iterator[list[list[int]]]:

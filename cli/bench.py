@@ -69,11 +69,14 @@ def reader(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Shuffled batches of 16 from a store, against zarr-python, tensorstore and a memory-mapped .npy file, warm, in turn."""
+    """Shuffled batches of 16 from a store, against zarr-python, tensorstore and a memory-mapped .npy file, warm, in turn.
+
+    Each chunk's checksum is compared when it is first read: the first pass is timed apart, the bars are for later ones.
+    """
     from dataclasses import asdict
 
     from polyp_difom.pipeline.bench.machine import processor
-    from polyp_difom.pipeline.bench.reader import bench_reader
+    from polyp_difom.pipeline.bench.reader import JUDGED_BYTES, bench_reader
 
     rows = bench_reader(store, progress=Terminal(quiet))
     if as_json:
@@ -82,10 +85,13 @@ def reader(
     words = {None: "", True: "yes", False: "NO"}
     cells = [
         [r.array, f"{r.sample_bytes / 1000:,.0f}", r.way, f"{r.samples_per_second:,.0f}", f"{r.median_ms:,.2f}",
-         f"{r.ratio:.2f}", f"{r.bar:.2f}" if r.bar else "", words[r.met]]
+         f"{r.first_ratio:.2f}", f"{r.ratio:.2f}", f"{r.bar:.2f}" if r.bar else "", words[r.met]]
         for r in rows
     ]  # fmt: skip
-    print_table(["array", "KB", "way", "samples/s", "ms a batch", "ours is x as fast", "at least", "met"], cells)
+    heads = ["array", "KB", "way", "samples/s", "ms a batch", "ours is x as fast: first pass", "later", "at least", "met"]
+    print_table(heads, cells)
+    if small := {r.array for r in rows if r.sample_bytes < JUDGED_BYTES}:
+        typer.echo(f"not judged: {', '.join(sorted(small))}: the bars are for samples of {JUDGED_BYTES // 1000} KB and more")
     typer.echo(processor())
 
 

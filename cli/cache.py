@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,10 @@ from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cli import cache_tables as tables
 from polyp_difom.cli import options
 from polyp_difom.cli.console import Terminal, echo, guarded, print_json, print_table
+from polyp_difom.cli.extract import read_weights
 
 if TYPE_CHECKING:
+    from polyp_difom.cache.inspection import Damage
     from polyp_difom.cache.store import FeatureStore
     from polyp_difom.pipeline.recompute import Likeness
     from polyp_difom.pipeline.repair import Repair
@@ -65,7 +68,7 @@ def verify(
     from polyp_difom.cache.inspection import untold
     from polyp_difom.cache.store import FeatureStore
 
-    terminal, given = Terminal(quiet), dict(_weights(text) for text in weights)
+    terminal, given = Terminal(quiet), dict(read_weights(text) for text in weights)
     restored: list[str] = []
     if repair:
         from polyp_difom.pipeline.repair import restore_metadata
@@ -76,10 +79,7 @@ def verify(
     opened = FeatureStore.open(store)
     for lack in untold(opened):
         terminal.say(f"note: {lack}; --recompute asks the live teachers")
-    with terminal.task("verifying", len(opened.manifest.arrays) * len(opened.shards)) as advance:
-        damages = opened.verify(lambda done, total: advance(1))
-    for damage in damages:
-        echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
+    damages = _damages(opened, terminal)
     said: dict[str, Any] = {"store": store, "restored": restored, "damaged": [asdict(damage) for damage in damages]}
     done: Repair | None = None
     if damages and repair:
@@ -102,6 +102,15 @@ def verify(
         live.require_alike(opened, found)
 
 
+def _damages(store: FeatureStore, terminal: Terminal) -> list[Damage]:
+    """Every damaged place, told as well."""
+    with terminal.task("verifying", len(store.manifest.arrays) * len(store.shards)) as advance:
+        damages = store.verify(lambda done, total: advance(1))
+    for damage in damages:
+        echo(f"{damage.key}, shard {damage.shard}, sample {damage.sample}: {damage.reason}", err=True)
+    return damages
+
+
 @app.command()
 @guarded
 def show(
@@ -118,7 +127,7 @@ def show(
     from polyp_difom.pipeline.showing import show as draw
 
     if output.suffix.lower() != ".png":
-        raise UsageError("the picture is a PNG", where="--output", got=output, wanted=output.with_suffix(".png"))
+        raise UsageError("the picture is a PNG", where="--output", got=output, remedy=f"give -o {output.with_suffix('.png')}")
     buffer = io.BytesIO()
     draw(FeatureStore.open(store), sample, view).save(buffer, "PNG")
     write_bytes(output, buffer.getvalue())
@@ -208,18 +217,14 @@ def export(
         echo(output / name)
 
 
-def _weights(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if not (name and equals and source):
-        raise UsageError("--weights without a teacher or a path", where="--weights", got=text, wanted="TEACHER=PATH")
-    path = Path(source).expanduser()
-    return name, str(path) if path.exists() else source
-
-
 def _some(text: str, held: tuple[str, ...], option: str) -> tuple[str, ...]:
     wanted = options.names(text, option)
     if strangers := [name for name in wanted if name not in held]:
-        raise UsageError(f"there is no {strangers[0]!r}", where=option, wanted=f"some of: {', '.join(held)}")
+        close = get_close_matches(strangers[0], held, n=3, cutoff=0.4)
+        raise UsageError(
+            f"there is no {strangers[0]!r}", where=option, wanted=f"some of: {', '.join(held)}",
+            remedy=f"did you mean {' or '.join(close)}?" if close else None,
+        )  # fmt: skip
     return wanted
 
 

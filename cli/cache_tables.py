@@ -56,7 +56,7 @@ def overview(summary: dict[str, Any]) -> list[list[str]]:
         [
             "cost",
             f"{ledger['teacher_seconds']:,.1f} s teachers, {ledger['decode_seconds']:,.1f} s waiting for frames, "
-            f"{ledger['write_seconds']:,.1f} s writing",
+            f"{ledger['write_seconds']:,.1f} s writing (fitting bases and measuring flips not counted)",
         ],
         ["signature", summary["signature"]],
         ["made with", ", ".join(f"{name} {number}" for name, number in summary["software"].items())],

@@ -57,7 +57,10 @@ def check(
     else:
         _print_report(report)
     if report.errors:
-        raise DataError(f"{len(report.errors)} of {report.frames} frames cannot be used", where=folder)
+        raise DataError(
+            f"{len(report.errors)} of {report.frames} frames cannot be used", where=folder,
+            remedy="mend those named above or take them out; `extract` refuses them too",
+        )  # fmt: skip
 
 
 @app.command()

@@ -56,6 +56,7 @@ def distill(
         str, _student("unet, unetpp (:B wide, :deep), pranet, emcad:b0..b5, light (:lite1, :lite2), smp:ARCH/ENCODER.")
     ] = "unet",
     pretrained: Annotated[bool, _student("ImageNet weights for the encoder, where the student has one.")] = True,
+    latents: Annotated[bool, _student("Latents L1 and L2 before the decoder; objective paper implies them.")] = False,
     objective: Annotated[
         str,
         _objective(
@@ -89,6 +90,9 @@ def distill(
     seed: Annotated[int, _run("Of weights, order and augmentation.")] = 0,
     device: Annotated[str, _run("auto, cpu, cuda, cuda:N.")] = "auto",
     precision: Annotated[str, _run("auto, float32, bfloat16.")] = "auto",
+    compile: Annotated[
+        bool, _run("torch.compile, where the first steps show that it pays; the same weights after --resume only without it.")
+    ] = False,
     tensorboard: Annotated[bool, _run("Also write event files to RUN/tensorboard.", "--tensorboard")] = False,
     as_json: Annotated[bool, _run("One JSON object on stdout.", "--json")] = False,
     quiet: Annotated[bool, _run("Results and errors only.", "--quiet", "-q")] = False,
@@ -128,8 +132,9 @@ def _settings(context: typer.Context, given: dict[str, Any]) -> DistillConfig:
         values.pop("auto", None)  # it chose another one
     for name in ("teachers", "scales"):
         if isinstance(values[name], str):
-            values[name] = options.names(values[name], f"--{name}")
-    return options.validated(DistillConfig, **values)
+            place = f"--{name}" if file is None or name in typed else f"{file}: {name}"
+            values[name] = options.names(values[name], place)
+    return options.validated(DistillConfig, file, typed, **values)
 
 
 def _staged(settings: DistillConfig, stage_dir: Path, quiet: bool) -> DistillConfig:

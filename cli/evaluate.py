@@ -3,62 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polyp_difom.cache.errors import UsageError
 from polyp_difom.cli import options
 from polyp_difom.cli.console import Terminal, echo, guarded, print_json, print_table
+from polyp_difom.cli.evaluate_sweep import evaluate_sweep
 
 if TYPE_CHECKING:
     from polyp_difom.pipeline.evaluation.evaluate import Evaluation
     from polyp_difom.pipeline.evaluation.metrics import Summary
 
-TARGET = "Run folder, checkpoint, exported file, hub folder, or a folder of masks or probability maps."
+TARGET = "Run folder, sweep folder, checkpoint, exported file, hub folder, or a folder of masks or probability maps."
+Target = Annotated[Path, typer.Argument(help=TARGET)]
+Split = Annotated[str, typer.Option(help="test, val, train or all.")]
+SplitBy = Annotated[str | None, typer.Option(help="As for extract; default: as the model's store was split.")]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of seeded splits; default: the store's.")]
+Protocol = Annotated[str, typer.Option(help="per-image, pranet or pooled-6; not comparable.")]
+Measures = Annotated[str, typer.Option(help="all, or overlap: Dice, IoU, precision, recall and MAE only.")]
+Against = Annotated[Path | None, typer.Option(help="Another run or evaluation folder, scored on the same frames.")]
+ExcludeLeaks = Annotated[
+    bool, typer.Option("--exclude-leaks", help="Also score without frames that it learned from, or their near twins.")
+]
+Train = Annotated[list[str] | None, typer.Option(help="Further folder that it learned from, for --exclude-leaks; repeatable.")]
+Overlays = Annotated[int, typer.Option(min=0, help="Pictures a data set: worst, middle, best.")]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Folder for the figures; default: the run's own, or evaluations/NAME.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Of a sweep: score trials again that have just these figures already.")
+]
 
 
 @guarded
 def evaluate(
-    target: Annotated[Path, typer.Argument(help=TARGET)],
+    target: Target,
     data: options.Data,
-    split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
-    split_by: Annotated[str | None, typer.Option(help="As for extract; default: as the model's store was split.")] = None,
-    split_seed: Annotated[int | None, typer.Option(help="Seed of seeded splits; default: the store's.")] = None,
-    protocol: Annotated[str, typer.Option(help="per-image, pranet or pooled-6; not comparable.")] = "per-image",
-    measures: Annotated[str, typer.Option(help="all, or overlap: Dice, IoU, precision, recall and MAE only.")] = "all",
-    against: Annotated[Path | None, typer.Option(help="Another run or evaluation folder, scored on the same frames.")] = None,
-    exclude_leaks: Annotated[
-        bool, typer.Option("--exclude-leaks", help="Also score without frames that it learned from, or their near twins.")
-    ] = False,
-    train: Annotated[
-        list[str] | None, typer.Option(help="Further folder that it learned from, for --exclude-leaks; repeatable.")
-    ] = None,
-    overlays: Annotated[int, typer.Option(min=0, help="Pictures a data set: worst, middle, best.")] = 6,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for the figures; default: the run's own, or evaluations/NAME.")
-    ] = None,
+    split: Split = "test",
+    split_by: SplitBy = None,
+    split_seed: SplitSeed = None,
+    protocol: Protocol = "per-image",
+    measures: Measures = "all",
+    against: Against = None,
+    exclude_leaks: ExcludeLeaks = False,
+    train: Train = None,
+    overlays: Overlays = 6,
+    out: Out = None,
+    overwrite: Overwrite = False,
     device: options.Device = "auto",
     trust: options.Trust = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score at the frames' original sizes; writes results.csv, .json and .md, a CSV of all frames and overlays."""
-    from polyp_difom.cache.errors import UsageError
+    """Score at the frames' original sizes; writes results.csv, .json and .md, a CSV of all frames and overlays.
+
+    Of a sweep, every finished trial, each into its run folder; then recipes over their seeds, beside their controls.
+    """
     from polyp_difom.pipeline.data.sources import parse_source
     from polyp_difom.pipeline.evaluation.evaluate import evaluate as score
+    from polyp_difom.pipeline.sweep.folder import SweepFolder
 
-    if split not in ("train", "val", "test", "all"):
-        raise UsageError("unknown split", where="--split", got=split, wanted="test, val, train or all")
-    if measures not in ("all", "overlap"):
-        raise UsageError("unknown measures", where="--measures", got=measures, wanted="all or overlap")
-    if train and not exclude_leaks:
-        raise UsageError("--train has no use without --exclude-leaks", where="--train", remedy="add --exclude-leaks")
-    sources, further = (tuple(parse_source(text) for text in texts) for texts in (data, train or []))
-    result = score(
-        target, sources, split=split, split_by=split_by, seed=split_seed, protocol=protocol, measures=measures,  # type: ignore[arg-type]
-        overlays=overlays, out=out, against=against, exclude_leaks=exclude_leaks, train=further, device=device,
-        trust=trust, progress=Terminal(quiet),
-    )  # fmt: skip
+    _check(split, measures, train, exclude_leaks)
+    how: dict[str, Any] = {
+        "split": split, "split_by": split_by, "seed": split_seed, "protocol": protocol, "measures": measures,
+        "overlays": overlays, "exclude_leaks": exclude_leaks, "train": tuple(parse_source(text) for text in train or []),
+        "device": device, "trust": trust,
+    }  # fmt: skip
+    sources = tuple(parse_source(text) for text in data)
+    if SweepFolder(target).exists:
+        _refuse_for_sweep(target, against, out)
+        evaluate_sweep(target, {**how, "sources": sources, "overwrite": overwrite}, as_json=as_json, quiet=quiet)
+        return
+    result = score(target, sources, out=out, against=against, progress=Terminal(quiet), **how)
     if as_json:
         print_json(result.as_json())
     else:
@@ -66,6 +84,30 @@ def evaluate(
         _print_comparisons(result, against)
         echo(f"{result.record / 'results.csv'}" + (f"\n{result.record / 'overlays'}" if result.overlays else ""))
     _warn(result)
+
+
+def _check(split: str, measures: str, train: list[str] | None, exclude_leaks: bool) -> None:
+    """UsageError for an option that cannot be used."""
+    if split not in ("train", "val", "test", "all"):
+        raise UsageError("unknown split", where="--split", got=split, wanted="test, val, train or all")
+    if measures not in ("all", "overlap"):
+        raise UsageError("unknown measures", where="--measures", got=measures, wanted="all or overlap")
+    if train and not exclude_leaks:
+        raise UsageError("--train has no use without --exclude-leaks", where="--train", remedy="add --exclude-leaks")
+
+
+def _refuse_for_sweep(target: Path, against: Path | None, out: Path | None) -> None:
+    """UsageError for options that are for a single target."""
+    if against:
+        raise UsageError(
+            "a sweep's trials are set against the controls of the sweep", where="--against", got=against,
+            remedy=f"leave it out; or evaluate one trial: polyp-difom evaluate {target / 'runs'}/TRIAL --against {against}",
+        )  # fmt: skip
+    if out:
+        raise UsageError(
+            "the figures of a sweep's trials lie in their run folders", where="-o", got=out,
+            remedy=f"leave it out; the page of all: polyp-difom sweep report {target} -o FILE.html",
+        )  # fmt: skip
 
 
 def _print_figures(result: Evaluation) -> None:

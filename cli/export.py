@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from polyp_difom.cli import options
 from polyp_difom.cli.console import Terminal, guarded, print_json
+
+if TYPE_CHECKING:
+    from polyp_difom.pipeline.export.exporting import Exported
 
 
 @guarded
@@ -39,7 +42,7 @@ def export(
     from polyp_difom.pipeline.export.exporting import export as write
 
     if push is not None and to != "hub-folder":
-        raise UsageError("only a hub folder goes to the hub", where="--push", got=f"--to {to}", wanted="--to hub-folder")
+        raise UsageError("only a hub folder goes to the hub", where="--push", got=f"--to {to}", remedy="give --to hub-folder")
     if public and push is None:
         raise UsageError("nothing is pushed", where="--public", remedy="give --push ORG/NAME too")
     if push is not None:
@@ -51,19 +54,22 @@ def export(
         run, to, out=out, precision=precision, embed_preprocessing=embed_preprocessing, sources=sources, overwrite=overwrite,
         progress=Terminal(quiet),
     )  # fmt: skip
-    said = done.as_json()
-    if push is not None:
-        said["pushed"] = push_to_hub(done.path, push, private=not public)
+    pushed = None if push is None else push_to_hub(done.path, push, private=not public)
     if as_json:
-        print_json(said)
-        return
+        print_json(done.as_json() | ({} if pushed is None else {"pushed": pushed}))
+    else:
+        _tell(done, to, pushed)
+
+
+def _tell(done: Exported, to: str, pushed: str | None) -> None:
+    """What was written, how it compares, and where it is on the hub or what to do with it next."""
     for path in done.files:
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     typer.echo(f"compared with torch on {done.parity.words()}")
     for remark in done.remarks:
         typer.echo(remark)
-    if push is not None:
-        typer.echo(said["pushed"])
+    if pushed is not None:
+        typer.echo(pushed)
     elif to == "torchscript":  # a program, which no command opens unasked
         typer.echo(f"next: polyp-difom predict {done.path} PICTURES -o OUT --trust")
     else:

@@ -27,7 +27,8 @@ def extend(
 ) -> None:
     """Add a teacher or a scale to a complete store; no array that is there changes, no image folder is needed.
 
-    Its signature does change: finish or start again what was interrupted before, and compare runs of one signature.
+    Its signature does change. Runs and sweeps that were begun before go on, or start their next trial, with the teachers and
+    scales that there were; they compare with later ones of the same frames.
 
     A killed extension leaves the store as it was, and goes on when the same command is given again.
     """

@@ -23,7 +23,8 @@ def extract(
         "litemedsam"
     ),
     weights: Annotated[
-        list[str], typer.Option(help="TEACHER=PATH, FOLDER or hub id, or TEACHER=https://...#sha256=HEX; repeatable.")
+        list[str],
+        typer.Option(help="TEACHER=FOLDER or hub id; sam, medsam, litemedsam, timm: PATH, https://...#sha256=HEX. Repeatable."),
     ] = [],  # noqa: B006
     input_size: Annotated[list[str], typer.Option(help="TEACHER=PIXELS that its input is resized to; repeatable.")] = [],  # noqa: B006
     size: Annotated[int, typer.Option(help="Frame side in pixels, a multiple of 32.")] = 352,
@@ -111,7 +112,8 @@ def foresee(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print_json(found.as_json())
         return
     room = f", {found.free_bytes / 2**20:,.0f} MiB free" if found.free_bytes is not None else ""
-    typer.echo(f"{found.frames} frames x {found.views} views in {found.shards} shards: {found.bytes / 2**20:,.1f} MiB{room}")
+    size = f"{found.bytes / 2**20:,.1f} MiB of frames and maps{room}"
+    typer.echo(f"{found.frames} frames x {found.views} views in {found.shards} shards: {size}")
     if found.done:
         left = found.shards - found.done
         typer.echo(f"{left} of {found.shards} shards are left" if left else "complete already, nothing to do")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -58,4 +59,5 @@ app.add_typer(sweep.app, name="sweep")
 
 def main() -> None:
     """Entry point of the console script."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what cannot be fetched is said once, by our own error
     app()

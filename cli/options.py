@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -39,11 +40,15 @@ def names(text: str, option: str) -> tuple[str, ...]:
     return found
 
 
-def validated(model: type[Model], **values: Any) -> Model:
+def validated(model: type[Model], file: Path | None = None, typed: Container[str] = (), /, **values: Any) -> Model:
     """The model with these values.
 
+    Args:
+        file: the YAML file that values were read from, if one was.
+        typed: names of values that are flags', whatever the file says.
+
     Raises:
-        UsageError: an unknown option, one that is missing, or a value out of range; names the option.
+        UsageError: an unknown option, one that is missing, or a value out of range; names the option, or file, line and key.
     """
     from difflib import get_close_matches
 
@@ -54,18 +59,30 @@ def validated(model: type[Model], **values: Any) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # options that contradict each other
-            raise UsageError(first["msg"].removeprefix("Value error, ")) from error
+            raise UsageError(first["msg"].removeprefix("Value error, "), where=file) from error
         name = str(first["loc"][0])
-        option = "--" + name.replace("_", "-")
+        place = None if file is None or name in typed else _place(file, name, first["input"])
+        option = name if place else "--" + name.replace("_", "-")
         if first["type"] == "extra_forbidden":
             close = get_close_matches(name, model.model_fields, n=2)
             raise UsageError(
-                f"unknown option {name!r}", got=f"{name}: {first['input']}", wanted=f"one of: {', '.join(model.model_fields)}",
+                f"unknown option {name!r}", where=place, got=f"{name}: {first['input']}",
+                wanted=f"one of: {', '.join(model.model_fields)}",
                 remedy=f"did you mean {' or '.join(close)}?" if close else None,
             ) from error  # fmt: skip
         if first["input"] is None:
-            raise UsageError(f"{option} is missing", where=option) from error
-        raise UsageError(f"{option} cannot be used: {first['msg'].lower()}", where=option, got=first["input"]) from error
+            raise UsageError(f"{option} is missing", where=place or option) from error
+        said = f"{option} cannot be used: {first['msg'].lower()}"
+        raise UsageError(said, where=place or option, got=first["input"]) from error
+
+
+def _place(file: Path, name: str, value: object) -> str | None:
+    """File and line that set an option to this value, in words; None where they do not set it at all."""
+    from polyp_difom.pipeline.yaml_files import line_of
+
+    if line := line_of(file, name):
+        return f"{file}, line {line}"
+    return None if value is None else str(file)  # under a merge key
 
 
 def merged(context: typer.Context, config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polyp_difom.cli import options
 from polyp_difom.cli.console import Terminal, guarded, print_json
+
+if TYPE_CHECKING:
+    from polyp_difom.pipeline.predict.run import Totals
 
 
 @guarded
@@ -37,7 +40,6 @@ def predict(
     quiet: options.Quiet = False,
 ) -> None:
     """Segment pictures, films, DICOM files or a camera at their own size: masks, overlays, a table, annotation files."""
-    from polyp_difom.cache.errors import DataError
     from polyp_difom.pipeline.models.loading import load_model
     from polyp_difom.pipeline.predict.folder import refuse_to_lose
     from polyp_difom.pipeline.predict.inputs import find_sources
@@ -53,6 +55,13 @@ def predict(
     sources = find_sources(inputs, terminal)
     refuse_to_lose(out, overwrite, inputs, sources)
     totals = run(load_model(model, device, trust=trust), sources, out, config, terminal)
+    _tell(totals, len(sources), out, as_json)
+
+
+def _tell(totals: Totals, sources: int, out: Path, as_json: bool) -> None:
+    """What was predicted; DataError where an input could not be read as a whole."""
+    from polyp_difom.cache.errors import DataError
+
     if as_json:
         print_json(totals.as_json())
     elif totals.pictures:
@@ -63,6 +72,6 @@ def predict(
         typer.echo(f"error: {failure}", err=True)
     if totals.failures:
         raise DataError(
-            f"{len(totals.failures)} of {len(sources)} inputs could not be read as a whole",
+            f"{len(totals.failures)} of {sources} inputs could not be read as a whole",
             got=f"{totals.pictures} pictures predicted" + (f", kept in {out}" if totals.pictures else ""),
         )

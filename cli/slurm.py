@@ -61,7 +61,7 @@ def slurm(
         out.write_text(script)
         out.chmod(0o755)
     except OSError as error:
-        raise UsageError("the script cannot be written", where=out, got=error.strerror) from error
+        raise UsageError("the script cannot be written", where=out, got=error.strerror, remedy="give another -o") from error
     typer.echo(f"{out}: {parts} tasks\nnext: sbatch {shlex.quote(str(out))}")
 
 

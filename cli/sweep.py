@@ -119,7 +119,7 @@ def report(
     folder: Folder,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="HTML file; default report.html in the folder.")] = None,
 ) -> None:
-    """A page with means over seeds, paired differences, the importance of each factor, and Dice against latency."""
+    """A page with means over seeds, paired differences, the importance of each factor, Dice against latency, test figures."""
     from polyp_difom.pipeline.report.sweep_page import write_sweep_report
     from polyp_difom.pipeline.sweep.folder import SweepFolder
 
@@ -143,7 +143,7 @@ def _settings(context: typer.Context, file: Path | None, flags: dict[str, Any], 
         return options.validated(SweepConfig, **(dict(SweepFolder.open(begun).config()) | given)) if given else None
     values = options.merged(context, file, flags)
     grid, factors, preset = values.pop("grid"), values.pop("factors", None), values.pop("preset")
-    values["factors"] = (from_yaml(factors) if factors else {}) | (parse_grid(grid) if grid else {})
+    values["factors"] = (from_yaml(factors, file) if factors else {}) | (parse_grid(grid) if grid else {})
     if not values["factors"]:
         wanted = "`factors:` in the file, or for instance --grid 'objective=none,multiscale seed=0..2'"
         raise UsageError("nothing to sweep", where=file or "--grid", wanted=wanted)
@@ -151,7 +151,7 @@ def _settings(context: typer.Context, file: Path | None, flags: dict[str, Any], 
         values["factors"] = from_yaml(read_preset(preset)) | values["factors"]
     if isinstance(values["optimise"], str):
         values["optimise"] = options.names(values["optimise"], "--optimise")
-    return options.validated(SweepConfig, **values)
+    return options.validated(SweepConfig, file, options.typed(context, flags), **values)
 
 
 def _forecast(settings: SweepConfig | None, folder: Path, quiet: bool, as_json: bool) -> None:
@@ -237,8 +237,8 @@ def _finish(folder: SweepFolder, as_json: bool) -> None:
         print_rows(found)
         if best:
             typer.echo(f"best on validation: {best.name}, Dice {best.val_dice:.4f}; table: {folder.results}")
-            typer.echo(f"next: polyp-difom sweep report {folder.path}")
-            typer.echo(f"      polyp-difom evaluate {folder.path / 'runs' / best.name} --data DIR")
+            typer.echo(f"next: polyp-difom evaluate {folder.path} --data DIR")
+            typer.echo(f"      polyp-difom sweep report {folder.path}")
     if failed:
         first = failed[0]
         raise RunError(

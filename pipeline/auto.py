@@ -27,12 +27,14 @@ from polyp_difom.pipeline.figures import Diverged
 from polyp_difom.pipeline.files import alone_in, empty, write_json, write_text
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
 from polyp_difom.pipeline.progress import Advance, Progress
+from polyp_difom.pipeline.reads import parts_read
 from polyp_difom.pipeline.recipe import DistillConfig
-from polyp_difom.pipeline.resuming import require_resumable
+from polyp_difom.pipeline.resuming import as_begun, require_resumable
 from polyp_difom.pipeline.runs import PILOTS, RunFolder, read_checkpoint
 from polyp_difom.pipeline.schema import learned_by
 from polyp_difom.pipeline.shelf import Shelf
-from polyp_difom.pipeline.subset import open_store
+from polyp_difom.pipeline.subset import choose_subset, open_store
+from polyp_difom.pipeline.teachers.guard import validation_learned
 from polyp_difom.pipeline.trainer import Trainer
 from polyp_difom.pipeline.yaml_files import read_mapping
 
@@ -88,7 +90,8 @@ class Verdict:
         if self.helps:
             return f"auto: {self.best}: {gain} of validation Dice over none after {self.epochs} epochs"
         found = f"{self.best} {gain} after {self.epochs} epochs, chance {self.chance:.2f}"
-        return f"auto: no teacher helped (best: {found}); training without teachers"
+        verdict = "is shown to help" if self.gains[self.best] > 0 else "helped"
+        return f"auto: no teacher {verdict} (best: {found}); training without teachers"
 
 
 def candidates(config: DistillConfig, store: FeatureStore) -> list[Candidate]:
@@ -135,9 +138,11 @@ def choose(
         return config.model_copy(update={name: getattr(began, name) for name in names}), True
     if resume and run.last.is_file():
         require_resumable(run)
+    if resume and file.is_file():
+        config = as_begun(config, read_mapping(file))
     store = open_store(config)
-    _refuse_biased(store, choose_teachers(store, config.teachers))
-    asked = config.model_copy(update={"signature": config.signature or store.manifest.signature()})
+    asked = _settled(config, store)
+    _refuse_biased(store, asked.teachers or ())
     control = Candidate("none", "none", config.distill_weight)
     if 0.5 ** (frames := store.samples.split.count("val")) >= LEVEL:
         progress.say(f"warning: {frames} validation frames are too few to show that a gain is no chance: auto will not teach")
@@ -148,7 +153,7 @@ def choose(
             for mark in (file, run.resume_state):  # first: nothing half deleted is gone on with
                 mark.unlink(missing_ok=True)
             empty(out)
-        _begin(asked, file, str(store.source))
+        _begin(asked, file, store)
         pilots = _Pilots(asked, out / PILOTS, progress, train, judge, shelf or Shelf(store, judge.device, progress))
         tried = candidates(config, store)
         verdict = pilots.verdict(control, tried)
@@ -160,26 +165,36 @@ def choose(
 
 def _refuse_biased(store: FeatureStore, teachers: tuple[str, ...]) -> None:
     """UsageError where a teacher has learned the validation frames, on which it would look better than it is."""
-    held = {digest for digest, split in zip(store.samples.pixel_sha256, store.samples.split, strict=True) if split == "val"}
     for teacher in teachers:
-        known = {row["pixel_sha256"] for row in learned_by(store, (teacher,)) if row["split"] == "train"}
-        if both := len(held & known):
+        seen = {row["pixel_sha256"]: row["split"] for row in learned_by(store, (teacher,))}
+        known, held = validation_learned(store.samples, seen)
+        if known:
             raise UsageError(
                 f"auto cannot judge teacher {teacher!r}", where="--objective auto",
-                got=f"it has learned from {both} of the {len(held)} validation frames",
+                got=f"it has learned from {known} of the {held} validation frames",
                 remedy="name the objective, or leave this teacher out of --teachers",
             )  # fmt: skip
 
 
-def _begin(config: DistillConfig, file: Path, cache: str) -> None:
+def _settled(config: DistillConfig, store: FeatureStore) -> DistillConfig:
+    """The settings with the teachers and scales that pilots and training are to read, whatever the store gains meanwhile."""
+    teachers = choose_teachers(store, config.teachers)
+    scales = choose_subset(store, teachers, config.scales).scales
+    held = {"signature": config.signature or store.manifest.signature(), "reads": parts_read(store.manifest, teachers, scales)}
+    return config.model_copy(update={"teachers": teachers, "scales": scales, **held})
+
+
+def _begin(config: DistillConfig, file: Path, store: FeatureStore) -> None:
     """Keeps the settings under which the pilots are trained, or compares those that are resumed under."""
-    now = config.model_dump(mode="json") | {"cache": cache}
+    now = config.model_dump(mode="json") | {"cache": str(store.source)}
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
         write_text(file, yaml.safe_dump(now, sort_keys=False))
         return
-    before = read_mapping(file)
-    if differing := sorted(name for name in now.keys() - {"cache"} if before.get(name) != now[name]):
+    before, free = read_mapping(file), {"cache", "signature"}
+    if not before.get("reads"):  # of an older version, which left open what the store held
+        before, free = _settled(DistillConfig(**before), store).model_dump(mode="json"), {"cache"}
+    if differing := sorted(name for name in now.keys() - free if before.get(name) != now[name]):
         raise RunError(
             "the pilots were started with other settings", where=file.parent,
             got=f"{differing[0]} = {before.get(differing[0])} when they were started, {now[differing[0]]} now",
@@ -220,7 +235,8 @@ class _Pilots:
             scores = self._scores(control, epochs)
             gains = {c.label: found - scores for c in rivals if (found := self._tried(c, epochs)) is not None}
             if not gains:
-                raise UsageError("no objective can teach this student from this store", where="--objective auto")
+                what = "no objective can teach this student from this store"
+                raise UsageError(what, where="--objective auto", remedy="give --objective none, or another student")
             best = max(gains, key=lambda label: float(gains[label].mean()))
             means = {label: float(gain.mean()) for label, gain in gains.items()}
             self.rounds.append(Verdict(epochs, means, best, by_chance(gains[best], self.config.seed)))

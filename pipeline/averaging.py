@@ -26,7 +26,7 @@ class AveragedStudent:
     @torch.no_grad()
     def update(self, student: Student, step: int) -> None:
         """Follow the weights after `step`, counted from 0 over the whole training."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, largest_decay(step + 1))
         means, values = self.student.state_dict().values(), student.state_dict().values()
         pairs = list(zip(means, values, strict=True))
         moving = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
@@ -34,3 +34,8 @@ class AveragedStudent:
         for mean, value in pairs:
             if not mean.is_floating_point():
                 mean.copy_(value)
+
+
+def largest_decay(steps: int) -> float:
+    """What the decay has grown to after so many steps, if it may: its average reaches back about a ninth of them."""
+    return steps / (9 + steps)

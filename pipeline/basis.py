@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -47,9 +48,19 @@ class Basis:
 
     def apply(self, maps: Tensor) -> Tensor:
         """Maps [b, i, h, w] -> standardised float32 [b, c, h, w]."""
-        weight = torch.from_numpy(self.rotation / self.scale).to(maps.device, torch.float32)
-        mean = torch.from_numpy(self.mean).to(maps.device, torch.float32)
-        return torch.einsum("ci,bihw->bchw", weight, maps.float() - mean[:, None, None])
+        weight, mean = self._tables_on(maps.device)
+        return torch.einsum("ci,bihw->bchw", weight, maps.float() - mean)
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weight [c, i] and mean [i, 1, 1]; copied once, since a GPU would be waited for each time."""
+        if device not in self._tables:
+            weight, mean = torch.from_numpy(self.rotation / self.scale), torch.from_numpy(self.mean)[:, None, None]
+            self._tables[device] = weight.to(device, torch.float32), mean.to(device, torch.float32)
+        return self._tables[device]
 
     def variance(self, moments: Moments) -> float:
         """Mean stored-channel variance of maps with these moments (1 for those the basis was fitted on)."""

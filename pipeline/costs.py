@@ -21,7 +21,10 @@ def break_even(teacher_seconds: float, write_seconds: float, views: int, epochs:
 
 
 def cost_line(store: FeatureStore) -> str:
-    """One line from the ledger: seconds of teachers and of writing, bytes, and the break-even; and what int8 maps lose."""
+    """One line from the ledger: seconds of teachers and of writing, bytes, and the break-even; and what int8 maps lose.
+
+    The ledger is of shards: fitting the bases and measuring flips and precision, before the first of them, is not in it.
+    """
     ledger, views = store.ledger(), len(store.manifest.views)
     teachers, writing = ledger["teacher_seconds"], ledger["write_seconds"]
     size = sum(store.location.sizes().values()) / 2**20
@@ -29,7 +32,8 @@ def cost_line(store: FeatureStore) -> str:
     errors = int8_errors(store)
     lost = f"; int8 moves maps by up to {max(errors.values()):.2%} of their norm" if errors else ""
     return (
-        f"teachers {teachers:,.1f} s, writing {writing:,.1f} s, {size:,.1f} MiB; run beside a student of {EPOCHS} epochs "
+        f"teachers {teachers:,.1f} s, writing {writing:,.1f} s (fitting bases and measuring flips not counted), "
+        f"{size:,.1f} MiB; run beside a student of {EPOCHS} epochs "
         f"(each frame in one of {views} views an epoch) teachers would take {online:,.1f} s: "
         f"the cache is cheaper from student {student} on{lost}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from polyp_difom.cache.errors import RunError, UsageError, first_line
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 PRECISIONS = ("auto", "float32", "bfloat16")
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: can't allocate|CU(BLAS|DNN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|CUDA error: out of memory"
+)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -65,8 +69,8 @@ def keep_freed_memory() -> None:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it says that the device's memory is used up; the CPU's allocator has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    """Whether it says that the device's memory is used up; the CPU's allocator, cuBLAS and cuDNN have no error of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.auto import AUTO, choose
 from polyp_difom.pipeline.device import enough_memory
 from polyp_difom.pipeline.distributed import leads, world
+from polyp_difom.pipeline.divergence import with_a_way_out
 from polyp_difom.pipeline.files import alone_in
+from polyp_difom.pipeline.introducing import introduce
 from polyp_difom.pipeline.progress import Logged, Progress
 from polyp_difom.pipeline.recipe import DistillConfig
-from polyp_difom.pipeline.resuming import load, require_resumable, save
+from polyp_difom.pipeline.resuming import as_begun, load, require_resumable, save
 from polyp_difom.pipeline.runs import PILOTS, RunFolder
 from polyp_difom.pipeline.schema import learned_by
 from polyp_difom.pipeline.shelf import Shelf
@@ -47,10 +49,14 @@ def distill(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
     if config.objective == AUTO:
+        asked = {"compile": config.compile}  # pilots are too short for it
+        config = config.model_copy(update={"compile": False})
         config, going = choose(config, out, progress, distill, resume=resume, overwrite=overwrite, shelf=shelf)
+        config = config.model_copy(update=asked)
         resume, overwrite = going, resume and not going  # a kill may have come while the run was being made
     if resume:
         require_resumable(RunFolder(out))
+        config = as_begun(config, RunFolder(out).config())
     elif leads():
         RunFolder(out).refuse_to_lose(overwrite, _beside(config))
     store = open_store(config)
@@ -59,8 +65,8 @@ def distill(
         run = _open_run(trainer, out, resume=resume, overwrite=overwrite)
         if leads():
             trainer.progress = Logged(progress, run.path / "train.log")
-        trainer.introduce()
-        with enough_memory(trainer.device, config.batch_size // world()):
+        introduce(trainer)
+        with enough_memory(trainer.device, config.batch_size // world()), with_a_way_out(trainer, run):
             trainer.fit(run, watch)
     return run
 
@@ -71,7 +77,8 @@ def _open_run(trainer: Trainer, out: Path, *, resume: bool, overwrite: bool) -> 
         load(trainer, run)
     elif leads():
         run = RunFolder.create(out, overwrite=overwrite, beside=_beside(trainer.config))
-        run.describe(trainer.resolved, trainer.store.samples, learned_by(trainer.store, trainer.teachers))
+        settings = trainer.resolved | {"compile": trainer.config.compile}
+        run.describe(settings, trainer.store.samples, learned_by(trainer.store, trainer.teachers))
         save(trainer, run)
     return run
 

@@ -112,6 +112,7 @@ def extend(config: ExtendConfig, progress: Progress | None = None) -> FeatureSto
             teacher.spec.name: bases_of(part, runner, teacher, progress, added.known.get(teacher.spec.name))
             for teacher in added.teachers
         }
+        runner.compile_where_it_pays(len(part))
         fill(part, NoClaims(), Part(), runner, bases, progress)
         progress.say(cost_line(part))
         return extension.seal(part, added.manifest)
@@ -121,7 +122,7 @@ def _teachers(store: FeatureStore, config: ExtendConfig, progress: Progress) -> 
     """New teachers at the store's scales."""
     manifest, layout = store.manifest, Layout.of(store.manifest)
     held = {entry.name: entry for entry in manifest.teachers}
-    loaded = [_load(name, config, progress) for name in config.teachers]
+    loaded = [_load(name, store, config, progress) for name in config.teachers]
     for teacher in loaded:
         if teacher.spec.name in held:
             _require_same(held[teacher.spec.name], teacher, store)
@@ -149,7 +150,7 @@ def _scales(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Ad
         return addition
     entries = []
     for entry in manifest.teachers:
-        teacher = _load(entry.name, config, progress)
+        teacher = _load(entry.name, store, config, progress)
         _require_same(entry, teacher, store)
         spec = teacher.spec
         before, after = (schema.maps_of_scales(spec, layout.size, scales) for scales in (layout.scales, everything))
@@ -179,11 +180,13 @@ def _scales(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Ad
     return replace(addition, manifest=extended)
 
 
-def _load(name: str, config: ExtendConfig, progress: Progress) -> Teacher:
+def _load(name: str, store: FeatureStore, config: ExtendConfig, progress: Progress) -> Teacher:
+    """One that the store holds sees frames at the size that it saw them at."""
     given = {full_name(key): value for key, value in config.weights.items()}
-    sides = {full_name(key): value for key, value in config.input_sizes.items()}
-    named = full_name(name)
-    return load_teacher(named, given.get(named) or implied_weights(name), sides.get(named), progress.say)
+    sides = {entry.name: entry.input_size for entry in store.manifest.teachers}
+    sides |= {full_name(key): value for key, value in config.input_sizes.items()}
+    named, size = full_name(name), store.manifest.frame_size
+    return load_teacher(named, given.get(named) or implied_weights(name), sides.get(named), progress.say, size)
 
 
 def _require_same(entry: TeacherEntry, teacher: Teacher, store: FeatureStore) -> None:

@@ -50,6 +50,7 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
         runner = runner_of(teachers, plan, device, config.batch_size, progress)
         with claims.alone():
             bases = {teacher.spec.name: bases_of(store, runner, teacher, progress, workers=part.count) for teacher in teachers}
+        runner.compile_where_it_pays(len(store))
         fill(store, claims, part, runner, bases, progress)
     if store.is_complete:
         progress.say(cost_line(store))
@@ -84,7 +85,8 @@ def begin(config: ExtractConfig, precision: str, progress: Progress) -> tuple[li
 def load_teachers(config: ExtractConfig, progress: Progress) -> list[Teacher]:
     """The teachers of a `resolved` configuration, in its order."""
     return [
-        load_teacher(name, config.weights.get(name), config.input_sizes.get(name), progress.say) for name in config.teachers
+        load_teacher(name, config.weights.get(name), config.input_sizes.get(name), progress.say, config.size)
+        for name in config.teachers
     ]
 
 

@@ -5,8 +5,10 @@ Shapes: b batch, n samples, v views, c channels, h w grid, s frame side.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
@@ -45,20 +47,34 @@ class Batch:
 
 
 def choose_teachers(store: FeatureStore, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The wanted teachers of a store, all of them by default.
+    """The wanted teachers of a store under their full names, all of them by default.
+
+    A family alone ("sam", "sam@mask") stands for the one teacher of it that the store holds.
 
     Raises:
-        UsageError: a teacher that the store does not hold.
+        UsageError: a teacher that the store does not hold, or a family of which it holds several; the message lists them.
     """
     held = tuple(entry.name for entry in store.manifest.teachers)
-    strangers = set(wanted or ()) - set(held)
-    if strangers:
+    return tuple(dict.fromkeys(_held(name, held, store) for name in wanted)) if wanted else held
+
+
+def _held(name: str, held: tuple[str, ...], store: FeatureStore) -> str:
+    """The full name of a wanted teacher."""
+    if name in held:
+        return name
+    meant = [full for full in held if name in (re.split("[:@]", full)[0], re.sub(":[^@]*", "", full))]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
         raise UsageError(
-            f"the store does not hold teacher {sorted(strangers)[0]!r}",
-            where=store.location,
-            wanted=f"some of: {', '.join(held)}",
+            f"the store holds several teachers {name!r}", where=store.location, wanted=f"one of: {', '.join(meant)}"
         )
-    return wanted or held
+    close = get_close_matches(re.sub(r"[^:+]*/", "", name), held, n=3, cutoff=0.4)  # a store's names hold no folders
+    hint = f"did you mean {' or '.join(close)}? else " if close else ""
+    raise UsageError(
+        f"the store does not hold teacher {name!r}", where=store.location, wanted=f"some of: {', '.join(held)}",
+        remedy=f"{hint}polyp-difom cache extend {store.location} --teachers {name}",
+    )  # fmt: skip
 
 
 def target_specs(store: FeatureStore, teachers: tuple[str, ...], subset: Subset | None = None) -> dict[Key, TargetSpec]:

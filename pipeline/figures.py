@@ -22,6 +22,10 @@ class Diverged(RunError):
     """A training went wrong by itself: a figure is not finite, or a target has collapsed."""
 
 
+class Collapsed(Diverged):
+    """A teacher's target has lost its variance."""
+
+
 class Means:
     """Means over steps of their figures, each over the steps that had it: a teacher may be left out of some.
 
@@ -59,7 +63,8 @@ def check(
         tell: told of a collapse, once for each target, where it is to stop nothing; nothing is expected of the target then.
 
     Raises:
-        Diverged: a figure is not finite, or larger than any loss; or a target's variance fell below 1 % of the first epoch's.
+        Diverged: a figure is not finite, or larger than any loss. Collapsed: a target's variance fell below 1 % of the first
+            epoch's.
     """
     collapsed: list[str] = []
     for name, value in figures.items():
@@ -71,7 +76,7 @@ def check(
             if max(value, 0.0) < COLLAPSED * first:
                 got, wanted = f"variance {value:.2e}", f"{first:.2e} as in the first epoch"
                 if tell is None:
-                    raise Diverged("a teacher's target has collapsed", where=name, got=got, wanted=wanted)
+                    raise Collapsed("a teacher's target has collapsed", where=name, got=got, wanted=wanted)
                 collapsed.append(f"{name.removesuffix('/target_variance')} to {got}, from {wanted}")
                 first_variance[name] = 0.0
     if tell and collapsed:

@@ -31,6 +31,8 @@ from polyp_difom.pipeline.teachers.protocol import Teacher
 
 EQUIVARIANCE_FRAMES = 16
 PRECISION_FRAMES = 4
+MUCH = 0.025
+"""Relative error of a precision that is warned of."""
 INT8_FRAMES = 128
 """Of the basis' own: steps of int8 maps are fitted on three of four, their error is measured on the fourth."""
 
@@ -66,7 +68,10 @@ def bases_of(
         arrays, attrs = _equivariance(runner, teacher, witnesses, seed)
         if (precision := runner.manifest.precision) != "float32":
             attrs["precision_error"] = error = _precision_error(runner, teacher, bases, witnesses[:PRECISION_FRAMES])
-            progress.say(f"{entry.name}: {precision} moves its maps by {error:.1%} of their norm against float32")
+            if not teacher.exact:
+                moved = f"{entry.name}: {precision} moves its maps by {error:.1%} of their norm against float32"
+                much = error > MUCH
+                progress.say(f"warning: {moved}; --precision float32 avoids it, in a store of its own" if much else moved)
         store.write_constants(schema.equivariance_group(entry.name), arrays, attrs)
         if teacher.frames:
             store.write_constants(schema.learned_group(entry.name), {}, {"frames": teacher.frames})

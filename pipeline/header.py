@@ -54,11 +54,13 @@ class Header(_Part):
     """
 
     student: str
+    latents: bool = False
     frame_size: int = Field(ge=16, le=4096)
     objective: str = ""
     teachers: list[str] | None = None
     cache: str = ""
     signature: str = ""
+    reads: dict[str, str] = {}
     split: SplitPart = Field(default=None)  # type: ignore[assignment]
     provenance: ProvenancePart = ProvenancePart()
     export: dict[str, Any] = {}

@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from polyp_difom.pipeline.losses import LossName
-from polyp_difom.pipeline.objectives.weighted import Schedule
+from polyp_difom.pipeline.objectives.weighted import Schedule, needs_of
 from polyp_difom.pipeline.schedule import RateName
+
+WITH_LATENTS = " with latents"
 
 
 class DistillConfig(BaseModel):
@@ -20,6 +22,8 @@ class DistillConfig(BaseModel):
     student: str = "unet"
     pretrained: bool = True
     """ImageNet weights for the encoder; resolved to False where the student has none."""
+    latents: bool = False
+    """L1 and L2 between encoder and decoder, see students/latents.py; resolved to True where the objective reads them."""
     objective: str = "multiscale"
     teachers: tuple[str, ...] | None = None
     scales: tuple[str, ...] | None = None
@@ -57,10 +61,25 @@ class DistillConfig(BaseModel):
     precision: str = "auto"
     threads: int | None = Field(None, gt=0)
     """On the CPU; None for as many as PyTorch takes. Sums are rounded differently with another number."""
+    compile: bool = False
+    """Whether to measure torch.compile in the first steps, and keep it where it pays; may be another when a run is resumed."""
     signature: str | None = None
-    """Of the store that a saved configuration was made for; another store is refused."""
+    """Of the whole store when the settings were saved."""
+    reads: dict[str, str] | None = None
+    """Digests of what a saved configuration reads of its store, see `polyp_difom.pipeline.reads`; where one of them is another
+    now, the store is refused. Older configurations have the signature alone, which counts then."""
     auto: str | None = None
     """What `--objective auto` found when it chose the objective, in words."""
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether the student gets latents: asked for, or read by the objective."""
+        return self.latents or needs_of(self.objective).latents
+
+    @property
+    def network(self) -> str:
+        """The student by name, as sweeps tell networks apart: "unet" and "unet with latents"."""
+        return self.student + (WITH_LATENTS if self.has_latents else "")
 
     @field_validator("objective")
     @classmethod

@@ -88,12 +88,8 @@ def repair(
     keep_freed_memory()
     store = FeatureStore.open(path, writable=True)
     given = weights_of(store, weights or {})
-    teachers = {key: entry for entry in store.manifest.teachers for key in teacher_arrays(store, entry)}
     lost = sorted({damage.shard for damage in damages if damage.key in (IMAGE, MASK) and damage.shard is not None})
-    work: dict[str, set[tuple[int, str]]] = defaultdict(set)
-    for damage in damages:
-        if damage.shard is not None and damage.key in teachers and damage.shard not in lost:
-            work[teachers[damage.key].name].add((damage.shard, damage.key))
+    work = _of_teachers(store, [damage for damage in damages if damage.shard not in lost])
     place = pick_device(device)
     pick_precision(place, store.manifest.precision)
     mended = []
@@ -113,6 +109,16 @@ def repair(
     _require_mended(path, mended)
     pending = sorted({*lost, *undone})
     return Repair(mended, records, pending, extract_command(store) if pending else None)
+
+
+def _of_teachers(store: FeatureStore, damages: Sequence[Damage]) -> dict[str, set[tuple[int, str]]]:
+    """Damaged (shard, key) of each teacher's own arrays, by the teacher's name."""
+    owners = {key: entry.name for entry in store.manifest.teachers for key in teacher_arrays(store, entry)}
+    work: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    for damage in damages:
+        if damage.shard is not None and damage.key in owners:
+            work[owners[damage.key]].add((damage.shard, damage.key))
+    return work
 
 
 def restore_metadata(path: str) -> list[str]:

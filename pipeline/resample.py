@@ -23,6 +23,11 @@ def area_resample(maps: Tensor, cells: int) -> Tensor:
     h, w = maps.shape[-2:]
     if (h, w) == (cells, cells):
         return maps
-    rows = area_matrix(h, cells).to(maps)
-    columns = area_matrix(w, cells).to(maps)
+    rows, columns = (_matrix_on(n, cells, maps.device, maps.dtype) for n in (h, w))
     return rows @ maps @ columns.T
+
+
+@cache  # copied once: a GPU would be waited for each time
+@torch.inference_mode(False)
+def _matrix_on(n_in: int, n_out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return area_matrix(n_in, n_out).to(device, dtype)

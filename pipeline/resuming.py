@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from polyp_difom.cache.errors import RunError, first_line
 from polyp_difom.pipeline.distributed import leads
 from polyp_difom.pipeline.files import contents
+from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
@@ -65,6 +67,13 @@ def require_resumable(run: RunFolder) -> None:
     )  # fmt: skip
 
 
+def as_begun(config: DistillConfig, began: Mapping[str, Any]) -> DistillConfig:
+    """The settings of one who goes on: what of the store they leave open is what the run began with."""
+    names = ("teachers", "scales", "channels", "signature", "reads")
+    kept = {name: began.get(name) for name in names if getattr(config, name) is None}
+    return config.model_copy(update={name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+
+
 def load(trainer: Trainer, run: RunFolder) -> None:
     """Go on where `save` left off.
 
@@ -78,7 +87,8 @@ def load(trainer: Trainer, run: RunFolder) -> None:
             remedy="give --overwrite to start afresh",
         )  # fmt: skip
     resolved, began_with = trainer.resolved, header["config"]
-    if differing := {key for key in resolved.keys() & began_with if resolved[key] != began_with[key]} - {"cache"}:
+    free = {"cache", "signature"} if "reads" in began_with else {"cache"}
+    if differing := {key for key in resolved.keys() & began_with if resolved[key] != began_with[key]} - free:
         key = sorted(differing)[0]
         raise RunError(
             "the run was started with other settings", where=run.path,

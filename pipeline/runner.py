@@ -18,10 +18,11 @@ from polyp_difom.cache.manifest import Manifest
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.data.frames import flip_axes
-from polyp_difom.pipeline.device import autocast, synchronise
+from polyp_difom.pipeline.device import autocast, out_of_memory
 from polyp_difom.pipeline.progress import Advance, Progress
 from polyp_difom.pipeline.quantise import quantise
 from polyp_difom.pipeline.resample import area_resample
+from polyp_difom.pipeline.teachers.compiling import compile_where_it_pays
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
 Arrays = dict[str, NDArray]
@@ -53,9 +54,16 @@ class Runner:
         self._most: dict[str, int] = {}
         """By teacher: images that its memory was found to hold."""
 
+    def compile_where_it_pays(self, samples: int) -> None:
+        """See `compiling`; `samples` of the store are to be embedded in all views, by whichever workers."""
+        views = len(self.views)
+        batch = views * max(1, self.batch_size // views)
+        compile_where_it_pays(self.teachers, self.device, samples * views, batch, self.progress.say)
+
     def to_device(self, batch: Tensor) -> Tensor:
-        """Frames uint8 [b, 3, s, s] as floats in 0..1 on the device."""
-        return (batch.to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
+        """Frames uint8 [b, 3, s, s] as floats in 0..1 on the device; a GPU is not waited for."""
+        batch = batch.pin_memory() if self.device.type == "cuda" else batch
+        return (batch.to(self.device, non_blocking=True).float() / 255).contiguous(memory_format=torch.channels_last)
 
     def embed(self, teacher: Teacher, frames: Tensor, precision: str | None = None) -> dict[int, Tensor]:
         """Float32 maps [b, c, h, w] of frames [b, 3, s, s], on the teacher's own grids, by number; only those stored.
@@ -63,15 +71,15 @@ class Runner:
         Where the device's memory does not hold so many at once, the batch is halved, and stays so.
 
         Raises:
-            torch.OutOfMemoryError: one image alone is too much.
+            RuntimeError: one image alone is too much (`out_of_memory`).
         """
         name = teacher.spec.name
         while True:
             most = min(len(frames), self._most.get(name, len(frames)))
             try:
                 pieces = [self._run(teacher, piece, precision or self.manifest.precision) for piece in frames.split(most)]
-            except torch.OutOfMemoryError:
-                if most == 1:
+            except RuntimeError as error:
+                if most == 1 or not out_of_memory(error):
                     raise
                 self._most[name] = most // 2
             else:
@@ -94,14 +102,33 @@ class Runner:
             known = key in frames[0]
             arrays[key] = np.stack([f[key] for f in frames]) if known else np.empty((len(frames), *spec.shape), spec.dtype)
         images = np.stack([frame[schema.IMAGE] for frame in frames])
+        coming: list[tuple[slice, dict[str, Tensor], Callable[[], None]]] = []
+
+        def keep(rows: slice, made: dict[str, Tensor], arrive: Callable[[], None]) -> None:
+            arrive()
+            for key, values in made.items():
+                arrays[key][rows] = values.numpy()
+
         began, start = time.perf_counter(), 0
         for batch in torch.from_numpy(images).split(max(1, self.batch_size // len(self.views))):
             rows = slice(start, start := start + len(batch))
-            for key, values in self._batch(self.to_device(batch), bases).items():
-                arrays[key][rows] = values.cpu().numpy()
+            coming.append((rows, *self._to_host(self._batch(self.to_device(batch), bases))))
+            if len(coming) > 1:  # while a GPU copies a batch's maps it is given the next one
+                keep(*coming.pop(0))
             advance(len(batch))
-        synchronise(self.device)
+        keep(*coming.pop())
         return arrays, time.perf_counter() - began
+
+    def _to_host(self, made: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """These tensors in host memory, and what to call before they are read."""
+        if self.device.type != "cuda":
+            return made, lambda: None
+        held = {key: torch.empty(values.shape, dtype=values.dtype, pin_memory=True) for key, values in made.items()}
+        for key, values in made.items():
+            held[key].copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(self.device))
+        return held, arrived.synchronize
 
     def _batch(self, frames: Tensor, bases: Mapping[str, Bases]) -> dict[str, Tensor]:
         """Maps and spectra [b, v, ...] of frames [b, 3, s, s] in all views, by key of the store."""

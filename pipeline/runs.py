@@ -119,12 +119,27 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             raise RunError("no run here", where=path, wanted="a folder that `polyp-difom distill -o` made")
         if not run.best.is_file():
-            finished = run.last.is_file()
-            raise RunError(
-                "the run's best checkpoint is missing" if finished else "the run has no checkpoint yet", where=run.best,
-                remedy=f"polyp-difom evaluate {run.last} --data DIR" if finished else f"polyp-difom distill --resume -o {path}",
-            )  # fmt: skip
+            raise run._without_best()
         return run
+
+    def _without_best(self) -> RunError:
+        """The error that says what there is in its place."""
+        if self.last.is_file():
+            what, remedy = "the run's best checkpoint is missing", f"polyp-difom evaluate {self.last} --data DIR"
+        elif self.resume_state.is_file():
+            what, remedy = "the run has no checkpoint yet", f"polyp-difom distill --resume -o {self.path}"
+        else:
+            lower = "with a smaller --learning-rate if it has diverged"
+            what = "the run ended before its first epoch was done, and has no checkpoint"
+            remedy = f"polyp-difom distill --config {self.path / 'config.yaml'} -o {self.path} --overwrite, {lower}"
+        return RunError(what, where=self.best, got=self._last_said(), remedy=remedy)
+
+    def _last_said(self) -> str | None:
+        """The last line of the log, None without one."""
+        try:
+            return next(reversed((self.path / "train.log").read_text(errors="replace").splitlines()), None)
+        except OSError:
+            return None
 
     def describe(self, config: Mapping[str, Any], samples: SampleTable, learned: Iterable[Mapping[str, str]] = ()) -> None:
         """Write the resolved configuration, the environment and the frames that the run learns from.

@@ -6,6 +6,7 @@ Shapes: k samples, c channels, h w grid, s frame side.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -165,17 +166,19 @@ def _outlined(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
 
 
 def _sheet(titles: list[str], rows: list[tuple[str, list[Picture]]], side: int) -> Image.Image:
-    """Captioned rows of pictures [side, side, 3] below a line of titles."""
+    """Captioned rows of pictures [side, side, 3] below a line of titles; columns are as wide as the widest title at least."""
     font = ImageFont.load_default(max(10.0, side / 22))
     strip = round(max(10.0, side / 22) * 1.6)
-    width = _GAP + len(titles) * (side + _GAP)
+    pitch = max(side, *(math.ceil(font.getlength(title)) + _GAP for title in titles)) + _GAP
+    caption_width = max(math.ceil(font.getlength(caption)) for caption, _ in rows)
+    width = _GAP + max(len(titles) * pitch, caption_width + _GAP)
     sheet = Image.new("RGB", (width, strip + len(rows) * (strip + side + _GAP)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        pen.text((_GAP + column * (side + _GAP), strip / 2), title, _INK, font, anchor="lm")
+        pen.text((_GAP + column * pitch, strip / 2), title, _INK, font, anchor="lm")
     for number, (caption, pictures) in enumerate(rows):
         top = strip + number * (strip + side + _GAP)
         pen.text((_GAP, top + strip / 2), caption, _INK, font, anchor="lm")
         for column, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture), (_GAP + column * (side + _GAP), top + strip))
+            sheet.paste(Image.fromarray(picture), (_GAP + column * pitch, top + strip))
     return sheet

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyp_difom.cache.errors import CacheError, UsageError
+from polyp_difom.cache.errors import UsageError
 from polyp_difom.cache.manifest import TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.basis import Moments
 from polyp_difom.pipeline.fitting import basis_rows
+from polyp_difom.pipeline.reads import of_store, require_kept
 from polyp_difom.pipeline.recipe import DistillConfig
 
 BLOCK_VALUES = 2**24
@@ -48,10 +49,10 @@ def open_store(config: DistillConfig) -> FeatureStore:
     """
     store = FeatureStore.open(config.cache)
     store.require_complete()
-    if config.signature not in (None, store.manifest.signature()):
-        raise CacheError(
-            "not the store that the configuration was made for", where=store.location, got=store.manifest.signature(),
-            wanted=config.signature, remedy="give that store, or take `signature` out of the configuration",
+    if config.signature or config.reads:
+        require_kept(
+            "not the store that the configuration was made for", store.location, dict(config), of_store(store.manifest),
+            "give that store, or take `signature` and `reads` out of the configuration",
         )  # fmt: skip
     return store
 
@@ -77,12 +78,16 @@ def choose_subset(
         )  # fmt: skip
     chosen = tuple(scale for scale in held if scale in (scales or held))
     entries = [entry for entry in manifest.teachers if entry.name in teachers]
-    most = max(entry.channels_at(scale) for entry in entries for scale in chosen)
-    for what, got, stored in (("channels", channels, most), ("views", views, len(manifest.views))):
+    most, native = (max(entry.map_at(scale)[part] for entry in entries for scale in chosen) for part in (2, 1))
+    counts = (("channels", channels, most, range(native + 1)), ("views", views, len(manifest.views), (2, 4)))
+    for what, got, stored, possible in counts:
         if got is not None and got > stored:
+            enough = next((number for number in possible if number >= got), None)
+            larger = f", or polyp-difom extract --{what} {enough} with another --cache" if enough else ""
             raise UsageError(
-                f"the store holds fewer {what}", where=store.location, got=f"{what} = {got}", wanted=f"at most {stored}"
-            )
+                f"the store holds fewer {what}", where=store.location, got=f"{what} = {got}", wanted=f"at most {stored}",
+                remedy=f"leave --{what} out{larger}",
+            )  # fmt: skip
     return Subset(chosen, channels or most, views or len(manifest.views))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.averaging import AveragedStudent
+from polyp_difom.pipeline.compiling import Compiling, refuse_several
 from polyp_difom.pipeline.device import autocast, keep_freed_memory, out_of_memory, pick_device, pick_precision
 from polyp_difom.pipeline.distributed import (
     average,
@@ -25,19 +27,21 @@ from polyp_difom.pipeline.distributed import (
     synchronised,
     world,
 )
+from polyp_difom.pipeline.divergence import broken_step
 from polyp_difom.pipeline.feed import Batch, Feed, choose_teachers, target_specs
-from polyp_difom.pipeline.figures import Diverged, Means, check, dice, digest
+from polyp_difom.pipeline.figures import Means, check, dice, digest
 from polyp_difom.pipeline.journal import draw_curves
 from polyp_difom.pipeline.losses import LOSSES, supervise
 from polyp_difom.pipeline.objectives.protocol import Losses, Needs, Objective
 from polyp_difom.pipeline.objectives.weighted import build_objective, needs_of
 from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.reads import parts_read
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.resuming import save, write_student
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.schedule import RATES
 from polyp_difom.pipeline.shelf import Shelf
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student, parameter_count
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student
 from polyp_difom.pipeline.subset import choose_subset
 
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -67,64 +71,49 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = own_device(pick_device(config.device))
-        self.precision, reason = pick_precision(self.device, config.precision)
+        self.precision, self.why_precision = pick_precision(self.device, config.precision)
         needs = needs_of(config.objective)
         STUDENTS.get(config.student.partition(":")[0])
         taught = needs.maps or needs.spectra
         self.affine = config.affine and not needs.spectra
         if self.affine != config.affine:
             progress.say(f"no affine augmentation: {config.objective} reads stored spectra; give its control --no-affine too")
+        if config.has_latents and not config.latents:
+            progress.say(f"{config.student} gets latents, which {config.objective} teaches; give its control --latents too")
         chosen = choose_teachers(store, config.teachers)
         self.teachers = chosen if taught else ()
         views = config.views if config.flips else 1
         self.subset = choose_subset(store, chosen, config.scales, config.channels, views)
-        self._build(needs, resume)
+        self._build(resume)
         if config.drop_teachers and taught and self.objective.alone:
             raise UsageError(f"objective {config.objective!r} needs all its teachers in every step", where="--drop-teachers")
         shelf = shelf or Shelf(store, self.device, progress)
         self.train = Feed(store, "train", self.objective.keys, needs, self.device, config.seed, shelf, self.subset)
         self.val = Feed(store, "val", [], Needs(), self.device, config.seed, shelf)
         refuse_uneven(min(config.batch_size, len(self.train)))
+        refuse_several(config.compile)
         self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
         parameters = [*self.student.parameters(), *self.objective.parameters()]
         optimizer = OPTIMIZERS[config.optimizer]
         self.optimizer = optimizer(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.epoch, self.best, self.best_epoch, self.first_variance = 0, -1.0, 0, dict[str, float]()
         self.pieces = 1  # of a batch, for want of memory
-        self._begins = not resume
-        self._what = (
-            f"{config.student} ({parameter_count(self.student) / 1e6:.2f} M parameters), objective {config.objective}, "
-            f"{len(self.train)} train and {len(self.val)} val frames, on {self.device} in {self.precision}: {reason}"
-        )
+        self.compiling: Compiling | None = None
+        self.begins = not resume
 
-    def _build(self, needs: Needs, resume: bool) -> None:
+    def _build(self, resume: bool) -> None:
         """Student, objective and averaged student; what is drawn depends on the seed alone."""
         config = self.config
         torch.manual_seed(config.seed)
-        self.student: Student = build_student(config.student, needs.latents, config.pretrained and not resume)
+        self.student: Student = build_student(config.student, config.has_latents, config.pretrained and not resume)
         self.pretraining = self.student.pretraining if config.pretrained else None
         specs = target_specs(self.store, self.teachers, self.subset)
         self.objective: Objective = build_objective(
-            config.objective, self.student.taps, specs, config.distill_weight, config.weight_schedule
+            config.objective, self.student.taps, specs, config.distill_weight, config.weight_schedule if specs else "constant"
         )
         for module in (self.student, self.objective):
             module.to(self.device).to(memory_format=torch.channels_last)
         self.average = AveragedStudent(self.student, config.ema) if config.ema else None
-
-    def introduce(self) -> None:
-        """Says what is trained on what, and warns of what will not work well."""
-        config, say = self.config, self.progress.say
-        say(self._what)
-        if len(self.train) < config.batch_size:
-            say(f"fewer train frames than a batch of {config.batch_size}: each step takes all {len(self.train)}")
-        for name, feed in (("train", self.train), ("val", self.val)):
-            if feed.all_empty():
-                says = "there is no lesion to learn" if name == "train" else "its Dice says nothing about finding lesions"
-                say(f"warning: all {len(feed)} {name} masks of {self.store.location} are empty: {says}")
-        if world() > 1:
-            say(f"{world()} processes share each batch of {config.batch_size} frames")
-        if self.pretraining and self._begins:
-            say(f"the encoder starts from pretrained weights: {self.pretraining}")
 
     @property
     def kept(self) -> Student:
@@ -144,21 +133,25 @@ class Trainer:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """The configuration with every automatic choice replaced by what was chosen."""
+        """The configuration with every automatic choice replaced by what was chosen; `compile` is free to change."""
         chosen: dict[str, Any] = {
             "teachers": list(self.teachers),
             "precision": self.precision,
             "device": str(pick_device(self.config.device)),
         }
         chosen |= {"affine": self.affine, "pretrained": self.pretraining is not None, **self.subset.resolved()}
-        chosen["threads"] = torch.get_num_threads()
-        chosen |= {"signature": self.store.manifest.signature(), "cache": str(self.store.source)}
-        return {**self.config.model_dump(mode="json"), **chosen}
+        chosen |= {"latents": self.config.has_latents, "threads": torch.get_num_threads()}
+        manifest = self.store.manifest
+        chosen |= {"signature": self.config.signature or manifest.signature(), "cache": str(self.store.source)}
+        chosen["reads"] = parts_read(manifest, self.teachers, self.subset.scales)
+        return {**self.config.model_dump(mode="json", exclude={"compile"}), **chosen}
 
     def fit(self, run: RunFolder, watch: Watch | None = None) -> None:
         """All epochs that are left; after each, the run folder can be resumed from."""
         meet(self.device)
         total = self.config.epochs * self.steps_per_epoch
+        if self.config.compile:
+            self.compiling = Compiling(self.student, self.device, self.precision, self.progress.say)
         with self.progress.task("distilling", total) as advance:
             advance(self.epoch * self.steps_per_epoch)
             while not self.over:
@@ -204,18 +197,20 @@ class Trainer:
             means.add(parts)
             advance(1)
         if (broken := average(sound) < 1).any():
-            raise self._diverged(int(broken.nonzero()[0]))
+            raise broken_step(self, int(broken.nonzero()[0]))
         return means.values()
 
     def step(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step; returns the loss parts, and whether loss and gradient were finite."""
-        progress = step / (self.config.epochs * self.steps_per_epoch)
+        total = self.config.epochs * self.steps_per_epoch
+        progress = step / total
         rests = self.objective.freezes_encoder(progress)
         self.student.train()
         self.student.encoder.train(not rests).requires_grad_(not rests)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * RATES[self.config.schedule](progress)
-        losses = self._descend(batch, progress)
+        descend = partial(self._descend, batch, progress)
+        losses = self.compiling.step(descend, total - step) if self.compiling else descend()
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
@@ -260,8 +255,9 @@ class Trainer:
         return Losses(total, parts)
 
     def _losses(self, batch: Batch, progress: float) -> Losses:
+        features = self.compiling.features if self.compiling else self.student.features
         with autocast(self.device, self.precision), synchronised():
-            logits, taps = self.student.features(batch.frames)
+            logits, taps = features(batch.frames)
         taps = {name: maps.float() for name, maps in taps.items()}  # heads, FFTs and losses stay in float32
         logits, sides = logits.float(), [taps.pop(name) for name in self.student.sides]
         segmentation = supervise(LOSSES[self.config.loss], logits, sides, batch.masks)
@@ -282,14 +278,3 @@ class Trainer:
             with autocast(self.device, self.precision):
                 logits = self.kept(batch.frames.contiguous(memory_format=torch.channels_last))
             yield dice(logits > 0, batch.masks > 0.5)
-
-    def _diverged(self, step: int) -> Diverged:
-        """The error that names the frames of a broken step of this epoch."""
-        train = [name for name, split in zip(self.store.samples.ids, self.store.samples.split, strict=True) if split == "train"]
-        rows = self.train.rows(self.epoch, self.config.batch_size, self.config.seed)[step]
-        return Diverged(
-            "the training has diverged: a loss or gradient is not finite",
-            where=f"epoch {self.epoch + 1}, step {step + 1} of {self.steps_per_epoch}",
-            got=f"the frames {', '.join(train[row] for row in rows.tolist())}", wanted="finite numbers",
-            remedy="give a smaller --learning-rate, or --precision float32; what was good until then is kept",
-        )  # fmt: skip

@@ -23,6 +23,7 @@ from polyp_difom.pipeline.data.synthetic import write_dataset
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
+from polyp_difom.pipeline.progress import Progress
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and so would our children
@@ -30,6 +31,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 TEACHER = "dinov2:small"
 Extracting = Callable[..., ExtractConfig]
 Distilling = Callable[..., DistillConfig]
+
+
+class Heard(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.fixture(scope="session", autouse=True)

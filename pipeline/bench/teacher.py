@@ -152,14 +152,15 @@ def bench_teacher(
         source = random_weights(name, Path(scratch)) if random else weights
         teacher = load_teacher(name, source, say=progress.say)
         machine = Machine.here(chosen, torch.get_num_threads())
-        kinds = dict.fromkeys(("float32", resolved))
-        before = {kind: peak(chosen, kind) for kind in kinds}
+        kind = "float32" if teacher.exact else resolved
+        kinds = dict.fromkeys(("float32", kind))
+        before = {each: peak(chosen, each) for each in kinds}
         plain = _plain(teacher)
         flops = count_flops(plain, size)
         shots = np.stack([draw(seed, size)[0].transpose(2, 0, 1) for seed in range(batch)])
-        ways = _ways(plain, teacher, shots, chosen, resolved, compile)
+        ways = _ways(plain, teacher, shots, chosen, kind, compile)
         taken = _timed(ways, progress)
-        peaks = {kind: max(before[kind], peak(chosen, kind)) for kind in kinds}
+        peaks = {each: max(before[each], peak(chosen, each)) for each in kinds}
         rows = [_row(way, *taken[way.name], taken[ways[0].name][1], flops / 1e9, peaks[way.precision]) for way in ways]
         del plain, ways, teacher
         done = _extraction(name, source, frames, size, batch, chosen, resolved, Path(scratch), progress) if frames else None

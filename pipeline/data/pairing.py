@@ -119,6 +119,7 @@ def pair_by_stem(
             where=where,
             got="no file with an image suffix",
             wanted=f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}",
+            remedy="name the folder that holds images and masks; polyp-difom data check FOLDER reads it for a trial",
         )
     _require_fit_names(dataset, [*images, *masks], where)
     frames, labels = _by_stem(images, image_stem, where), _by_stem(masks, mask_stem, where)

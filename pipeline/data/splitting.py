@@ -184,7 +184,10 @@ def _by_csv(pairs: list[Pair], policy: str, test_fraction: float, seed: int) -> 
     """Split of every id, from a file with the columns stem and split; the fractions have no say in it."""
     path = Path(policy).expanduser()
     if not path.is_file():
-        raise UsageError("no such split", got=policy, wanted=f"one of: {', '.join(POLICIES)}, or an existing CSV file")
+        raise UsageError(
+            "no such split", where="--split-by", got=policy, wanted=f"one of: {', '.join(POLICIES)}, or an existing CSV file",
+            remedy="give --split-by auto, or a CSV with the columns stem,split",
+        )  # fmt: skip
     rows = _csv_rows(path)
     stems = [pair.stem for pair in pairs]
     missing, unknown = set(stems) - rows.keys(), rows.keys() - set(stems)

@@ -111,6 +111,7 @@ class ShardWorker:
                     teacher.spec.name: bases_of(self._store, runner, teacher, progress, workers=self._workers)
                     for teacher in teachers
                 }
+            runner.compile_where_it_pays(len(self._store))
             self._ready = runner, bases
         return self._ready
 

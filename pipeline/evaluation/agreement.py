@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from polyp_difom.cache.errors import CacheError, DataError, RunError, UsageError, first_line
+from polyp_difom.cache.errors import DataError, RunError, UsageError, first_line
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.evaluation.similarity import Fit, LinearCKA, LinearProbe
@@ -27,6 +27,7 @@ from polyp_difom.pipeline.files import sha256_of, write_json
 from polyp_difom.pipeline.json_files import parsed, read_text
 from polyp_difom.pipeline.models.network import NetworkModel, load_run
 from polyp_difom.pipeline.progress import Advance, Progress
+from polyp_difom.pipeline.reads import of_store, require_kept
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.spectra import split_bands
 from polyp_difom.pipeline.students.protocol import Tap
@@ -167,11 +168,10 @@ def _store(model: NetworkModel, cache: str | None, run: RunFolder, progress: Pro
     header = model.info.header
     store = FeatureStore.open(cache or header.get("cache", ""))
     store.require_complete()
-    signature, trained_on = store.manifest.signature(), header.get("signature")
-    if cache is None and signature != trained_on:
-        raise CacheError(
-            "the store has changed since the run was trained", where=store.location, got=signature, wanted=trained_on,
-            remedy=f"polyp-difom agree {run.path} --cache {store.location}, to compare with what it holds now",
+    if cache is None:
+        require_kept(
+            "the store has changed since the run was trained", store.location, header, of_store(store.manifest),
+            f"polyp-difom agree {run.path} --cache {store.location}, to compare with what it holds now",
         )  # fmt: skip
     if store.manifest.frame_size != header["frame_size"]:
         raise UsageError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
-from polyp_difom.pipeline.data.sources import Gathered, Source, gather
-from polyp_difom.pipeline.data.splitting import policy_name
+from polyp_difom.pipeline.data.sources import Gathered, Source
+from polyp_difom.pipeline.evaluation.done import Job
+from polyp_difom.pipeline.evaluation.frames import Decoded, Frames, Reader, by_set, frames_of
 from polyp_difom.pipeline.evaluation.leaks import Leaks, find_leaks
-from polyp_difom.pipeline.evaluation.metrics import PairedDifference, SetScores, Summary, paired_difference, score_set
+from polyp_difom.pipeline.evaluation.metrics import SetScores, Summary, score_set
+from polyp_difom.pipeline.evaluation.paired import PairedDifference, paired_difference
 from polyp_difom.pipeline.evaluation.published import PublishedFigure, published
 from polyp_difom.pipeline.evaluation.record import EvaluationRecord, rows_of_other
-from polyp_difom.pipeline.evaluation.scoring import THRESHOLD, Case, ImageScore, Measures, get_protocol
+from polyp_difom.pipeline.evaluation.scoring import THRESHOLD, ImageScore, Measures, get_protocol
 from polyp_difom.pipeline.evaluation.targets import Target, open_target
 from polyp_difom.pipeline.files import write_bytes
 from polyp_difom.pipeline.overlays import overlay
-from polyp_difom.pipeline.progress import Advance, Progress
-
-PLAIN_SPLIT = {"policy": "auto", "seed": 0, "val_fraction": 0.1}
-"""How frames are split for a target that does not say how it was trained."""
+from polyp_difom.pipeline.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Evaluation:
         seen: how many of the scored frames the target was trained or selected on, by split.
         policy: how the frames were split.
         overlays: pictures written.
+        kept: nothing was scored, because the record held just these figures.
     """
 
     target: Target
@@ -66,6 +65,7 @@ class Evaluation:
     seen: dict[str, int]
     policy: str
     overlays: list[Path]
+    kept: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the rows, for `--json`."""
@@ -98,6 +98,8 @@ def evaluate(
     device: str = "auto",
     trust: bool = False,
     progress: Progress | None = None,
+    frames: Frames | None = None,
+    again: bool = True,
 ) -> Evaluation:
     """Score a target and write the figures into its record, see `evaluations`; nothing is written before all frames are scored.
 
@@ -111,23 +113,32 @@ def evaluate(
         exclude_leaks: a second set of figures without frames that the target learned from, see `find_leaks`.
         train: further folders that it learned from.
         trust: as in `load_model`.
+        frames: pictures and masks, where they serve several targets.
+        again: whether to score where the record holds the figures of the same weights, frames and settings already.
 
     Raises:
         RunError: no such target, or a record that is missing or not to be written to.
         DataError: frames or maps that cannot be used. UsageError: an unknown protocol, or a split that does not fit.
     """
-    progress = progress or Progress()
+    progress, frames = progress or Progress(), frames or Frames()
     chosen = get_protocol(protocol)
     if exclude_leaks and chosen.group > 1:
         raise UsageError(f"{protocol} cannot leave frames out", where="--exclude-leaks", remedy="score under per-image")
     target = open_target(path, out=out, device=device, trust=trust)
     record, outdated = EvaluationRecord.prepare(target)
-    found = _frames_of(target, sources, split, split_by, seed)
-    rivals = rows_of_other(against, protocol, split, list(_by_set(found.pairs)), sources) if against else {}
+    found = frames_of(target, sources, split, split_by, seed)
+    settings = {
+        "measures": measures, "overlays": overlays, "exclude_leaks": exclude_leaks, "train": [str(one.root) for one in train],
+    }  # fmt: skip
+    digests = {name: frames.digest(group) for name, group in by_set(found.pairs).items()}
+    job = Job(protocol, split, target.digest(), digests, settings)
+    if not (again or outdated) and (kept := _kept(record, target, job, found)):
+        return kept
+    rivals = rows_of_other(against, protocol, split, list(by_set(found.pairs)), sources) if against else {}
     for line in [found.policy, *target.prepare(found.pairs)]:
         progress.say(line)
     leaks = find_leaks(target, found, train, progress) if exclude_leaks else None
-    reader = _Reader(target, chosen.squared)
+    reader = Reader(target, chosen.squared, frames)
     scored = _score(reader, protocol, measures, found.pairs, progress)
     for line in [*target.verify(), *(leaks.told() if leaks else [])]:
         progress.say(line)
@@ -135,93 +146,51 @@ def evaluate(
     if outdated:
         progress.say(f"{target.name} has other weights than when it was last evaluated: those figures are removed")
         record.forget()
-    without = _write(record, target, found.pairs, split, scored, leaks)
-    pictures = [] if chosen.squared else _draw(record, target, found.pairs, split, scored, overlays)
+    job.begin(record.folder)
+    without = _write(record, target, found.pairs, split, scored, leaks, frames)
+    pictures = [] if chosen.squared else _draw(record, target, found.pairs, split, scored, overlays, frames)
+    job.finish(record.folder, reader.seen)
     return Evaluation(
         target, record.path, split, protocol, [scores.summary() for scores in scored.values()],
         [row for scores in scored.values() for row in scores.rows], without, leaks, differences, _published(found),
-        dict(reader.seen), found.policy, pictures,
+        _summed(reader.seen.values()), found.policy, pictures,
     )  # fmt: skip
 
 
-def _by_set(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    return {name: [pair for pair in pairs if pair.dataset == name] for name in sorted({pair.dataset for pair in pairs})}
+def _kept(record: EvaluationRecord, target: Target, job: Job, found: Gathered) -> Evaluation | None:
+    """What the record holds of a job that is complete; no leaked frames by name, which it does not keep."""
+    done = job.complete(record.folder)
+    if done is None:
+        return None
+    labels = [f"{name} ({job.split})" for name in job.frames]
+    summaries, without = record.summaries(job.protocol), record.without_leaks(job.protocol)
+    rows = record.scores(job.protocol)
+    folders = [record.path / "overlays" / f"{name}-{job.split}" for name in job.frames]
+    return Evaluation(
+        target, record.path, job.split, job.protocol, [summaries[label] for label in labels],
+        [row for label in labels for row in rows[label]], [without[label] for label in labels if label in without], None, {},
+        _published(found), _summed(entry.seen for entry in done), found.policy,
+        [path for folder in folders for path in sorted(folder.glob("*.jpg"))], kept=True,
+    )  # fmt: skip
+
+
+def _summed(seen: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sum((Counter(one) for one in seen), Counter()))
 
 
 def _published(found: Gathered) -> list[PublishedFigure]:
     """Other models' figures on those sets of which just the published test frames were scored."""
-    sets = _by_set(found.pairs).items()
+    sets = by_set(found.pairs).items()
     return [figure for name, group in sets for figure in published(name, [pair.stem for pair in group])]
 
 
-def _frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by: str | None, seed: int | None) -> Gathered:
-    """The frames to score; a split drawn for data that the target has nothing to do with would be a choice of ours."""
-    splits = {"train", "val", "test"} if split == "all" else {split}
-    found = gather(sources, splits, **_splitting(target.header.get("split", PLAIN_SPLIT), split_by, seed))
-    if split != "all" and (foreign := sorted(found.invented - target.datasets())):
-        raise UsageError(
-            f"data set {foreign[0]!r} has no {split} split of its own, and {target.name} is not known to have learned from it",
-            got=found.policy, wanted="all of its frames", remedy="give --split all, or --split-by FILE.csv",
-        )  # fmt: skip
-    return found
-
-
-def _splitting(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
-    """Arguments of `gather`: as typed, else as the model's store was split."""
-    if str(made["policy"]).startswith("csv:") and (split_by is None or policy_name(split_by) != made["policy"]):
-        raise UsageError(
-            "the model's store was split by another file" if split_by else "the model's store was split by a file",
-            where="--split-by", got=policy_name(split_by) if split_by else None, wanted=made["policy"],
-            remedy="give the file that the store was split by: --split-by FILE.csv",
-        )  # fmt: skip
-    return {
-        "split_by": made["policy"] if split_by is None else split_by,
-        "seed": made["seed"] if seed is None else seed,
-        "val_fraction": made["val_fraction"],
-    }
-
-
-class _Reader:
-    """Frames as cases, one at a time.
-
-    Attributes:
-        seen: pictures that the target was trained or selected on, in whatever file format, counted by split.
-    """
-
-    def __init__(self, target: Target, squared: bool):
-        self.target, self.squared = target, squared
-        self.known = target.seen()
-        self.seen: Counter[str] = Counter()
-
-    def cases(self, pairs: Sequence[Pair], advance: Advance) -> Iterator[Case]:
-        """The target's answers for `pairs`, with the truth."""
-        for pair in pairs:
-            yield self._squared(pair) if self.squared else self._original(pair)
-            advance(1)
-
-    def _original(self, pair: Pair) -> Case:
-        image = read_image(pair.image)
-        if self.known:
-            self._note(pixel_digest(image))
-        return Case(pair.id, pair.dataset, self.target.probability(pair, image), read_mask(pair.mask, image.shape[:2]))
-
-    def _squared(self, pair: Pair) -> Case:
-        frame = read_frame(pair, self.target.frame_size)
-        self._note(frame.pixel_sha256)
-        return Case(pair.id, pair.dataset, self.target.squared_probability(pair, frame.image), frame.mask.astype(bool))
-
-    def _note(self, digest: str) -> None:
-        if digest in self.known:
-            self.seen[self.known[digest]] += 1
-
-
 def _score(
-    reader: _Reader, protocol: str, measures: Measures, pairs: Sequence[Pair], progress: Progress
+    reader: Reader, protocol: str, measures: Measures, pairs: Sequence[Pair], progress: Progress
 ) -> dict[str, SetScores]:
     """Scores by data set; set by set, because `pooled-6` must not pool frames of two."""
     with progress.task("scoring", len(pairs)) as advance:
         return {
-            name: score_set(protocol, name, reader.cases(group, advance), measures) for name, group in _by_set(pairs).items()
+            name: score_set(protocol, name, reader.cases(group, advance), measures) for name, group in by_set(pairs).items()
         }
 
 
@@ -232,9 +201,10 @@ def _write(
     split: str,
     scored: dict[str, SetScores],
     leaks: Leaks | None,
+    frames: Frames,
 ) -> list[Summary]:
     """Write everything but the pictures; the figures without leaked frames."""
-    record.describe(target, pairs)
+    record.describe(target, pairs, frames)
     without = []
     for name, scores in scored.items():
         record.write_set(split, scores.summary(), scores.rows)
@@ -259,7 +229,13 @@ def ends_and_middle(scores: list[ImageScore], count: int) -> list[ImageScore]:
 
 
 def _draw(
-    record: EvaluationRecord, target: Target, pairs: Sequence[Pair], split: str, scored: dict[str, SetScores], count: int
+    record: EvaluationRecord,
+    target: Target,
+    pairs: Sequence[Pair],
+    split: str,
+    scored: dict[str, SetScores],
+    count: int,
+    frames: Frames,
 ) -> list[Path]:
     by_id = {pair.id: pair for pair in pairs}
     written = []
@@ -270,14 +246,13 @@ def _draw(
             pair = by_id[score.id]
             file = folder / f"{rank:02d}-dice{score.dice:.3f}-{pair.stem}.jpg"
             encoded = io.BytesIO()
-            Image.fromarray(_overlay(target, pair, score)).save(encoded, "jpeg", quality=90)
+            Image.fromarray(_overlay(target, pair, score, frames.get(pair))).save(encoded, "jpeg", quality=90)
             write_bytes(file, encoded.getvalue())
             written.append(file)
     return written
 
 
-def _overlay(target: Target, pair: Pair, score: ImageScore) -> NDArray[np.uint8]:
+def _overlay(target: Target, pair: Pair, score: ImageScore, frame: Decoded) -> NDArray[np.uint8]:
     """The frame with the outlines of truth and prediction, captioned with its Dice."""
-    image = read_image(pair.image)
-    truth, prediction = read_mask(pair.mask, image.shape[:2]), target.probability(pair, image) >= THRESHOLD
-    return overlay(image, truth, prediction, f"{pair.id}: Dice {score.dice:.3f}")
+    prediction = target.probability(pair, frame.image) >= THRESHOLD
+    return overlay(frame.image, frame.truth, prediction, f"{pair.id}: Dice {score.dice:.3f}")

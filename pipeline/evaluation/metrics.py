@@ -1,4 +1,4 @@
-"""From rows to figures: a set's summary with intervals, paired differences between runs, and both on disk.
+"""From rows to figures: a set's summary with intervals, and both on disk.
 
 Every interval is a 95 % percentile bootstrap over the test images: it covers the choice of images, not the luck of training.
 """
@@ -17,14 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.pipeline.evaluation.calibration import Calibration, calibration
+from polyp_difom.pipeline.evaluation.paired import bootstrap, by_id
 from polyp_difom.pipeline.evaluation.scoring import Case, ImageScore, Measures, Scored, get_protocol, scored
 from polyp_difom.pipeline.files import write_csv, write_text
 from polyp_difom.pipeline.json_files import read_json
 
 # (name, from, to): share of the frame that the lesion covers, from <= share < to
 SIZE_BANDS = (("small", 0.0, 0.05), ("medium", 0.05, 0.15), ("large", 0.15, float("inf")))
-_RESAMPLES = 2000
-_SEED = 0
 _LARGEST = 1e6
 """Of any score: distances are in pixels."""
 
@@ -106,32 +105,6 @@ class SetScores:
         )
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Dice of one run minus Dice of another on the same images.
-
-    Attributes:
-        mean: mean difference; positive means that the first run is better.
-        interval: 95 % bootstrap interval of `mean`.
-        improved: share of images on which the first run is strictly better.
-    """
-
-    images: int
-    mean: float
-    interval: tuple[float, float]
-    improved: float
-
-    @property
-    def helped(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.interval[0] > 0
-
-    @property
-    def harmed(self) -> bool:
-        """Whether the whole interval lies below zero."""
-        return self.interval[1] < 0
-
-
 def score_set(protocol: str, dataset: str, cases: Iterable[Case], measures: Measures = "all") -> SetScores:
     """Score one data set, holding no more than one row's maps at a time.
 
@@ -156,7 +129,7 @@ def summarise(scores: Sequence[ImageScore], protocol: str, dataset: str) -> Summ
         DataError: no rows, a row twice, or a row of another protocol or dataset.
     """
     get_protocol(protocol)
-    _by_id(scores)
+    by_id(scores)
     for score in scores:
         if (score.protocol, score.dataset) != (protocol, dataset):
             raise DataError(
@@ -176,37 +149,12 @@ def summarise(scores: Sequence[ImageScore], protocol: str, dataset: str) -> Summ
         precision=float(np.mean([score.precision for score in scores])),
         recall=float(np.mean([score.recall for score in scores])),
         mae=float(np.mean([score.mae for score in scores])),
-        dice_interval=_bootstrap(dice),
+        dice_interval=bootstrap(dice),
         dice_by_size=tuple(_band(scores, *band) for band in SIZE_BANDS),
         hd95=_mean([score.hd95 for score in scores]),
         s_measure=_mean([score.s_measure for score in scores]),
         weighted_f=_mean([score.weighted_f for score in scores]),
         e_mean=_mean([score.e_mean for score in scores]),
-    )
-
-
-def paired_difference(a: Sequence[ImageScore], b: Sequence[ImageScore]) -> PairedDifference:
-    """Dice of `a` minus Dice of `b`, image by image, whatever the order of the rows.
-
-    Raises:
-        DataError: the two do not hold exactly the same images under the same protocol, or a row stands twice in one of them.
-    """
-    first, second = _by_id(a), _by_id(b)
-    if first.keys() != second.keys():
-        lonely = sorted("/".join(key[1:]) for key in first.keys() ^ second.keys())
-        raise DataError(
-            "two runs can only be compared on the same images",
-            where=", ".join(lonely[:3]) + (", ..." if len(lonely) > 3 else ""),
-            got=f"{len(lonely)} images that only one of the runs has scored under this protocol",
-            wanted="the same images and one protocol for both",
-            remedy="evaluate both runs on the same data with the same protocol",
-        )
-    difference = np.array([first[key].dice - second[key].dice for key in sorted(first)])
-    return PairedDifference(
-        images=sum(score.frames for score in a),
-        mean=float(difference.mean()),
-        interval=_bootstrap(difference),
-        improved=float((difference > 0).mean()),
     )
 
 
@@ -270,17 +218,6 @@ def read_summary(path: Path) -> Summary:
         raise DataError("not a summary", where=path, got=str(error)[:300], remedy="evaluate the run again") from error
 
 
-def _by_id(scores: Sequence[ImageScore]) -> dict[tuple[str, str, str], ImageScore]:
-    if not scores:
-        raise DataError("no images were scored", wanted="at least one score", remedy="check that the dataset is not empty")
-    rows = {(score.protocol, score.dataset, score.id): score for score in scores}
-    if len(rows) < len(scores):
-        seen: set[str] = set()
-        twice = next(score.id for score in scores if score.id in seen or seen.add(score.id))  # type: ignore[func-returns-value]
-        raise DataError("an image was scored twice", where=twice, wanted="one score per image", remedy="evaluate the run again")
-    return rows
-
-
 def _mean(values: list[float | None]) -> float | None:
     """None where any is missing."""
     known = [value for value in values if value is not None]
@@ -290,11 +227,3 @@ def _mean(values: list[float | None]) -> float | None:
 def _band(scores: Sequence[ImageScore], name: str, start: float, stop: float) -> SizeBand:
     dice = [score.dice for score in scores if start <= score.lesion_share < stop]
     return SizeBand(name, len(dice), float(np.mean(dice)) if dice else None)
-
-
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` [n], from means over `_RESAMPLES` draws with replacement."""
-    rng, n = np.random.default_rng(_SEED), len(values)
-    means = [values[rng.integers(n, size=n)].mean() for _ in range(_RESAMPLES)]  # one at a time: memory stays that of `values`
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

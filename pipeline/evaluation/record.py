@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from polyp_difom.cache.errors import RunError
 from polyp_difom.pipeline.data.pairing import Pair, printable
 from polyp_difom.pipeline.data.sources import Source
+from polyp_difom.pipeline.evaluation.frames import Frames
 from polyp_difom.pipeline.evaluation.metrics import Summary, read_scores_csv, read_summary, write_scores_csv, write_summary
 from polyp_difom.pipeline.evaluation.scoring import ImageScore
 from polyp_difom.pipeline.evaluation.tables import csv_table, markdown
@@ -207,15 +208,14 @@ class EvaluationRecord:
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
 
-    def describe(self, target: Target, pairs: Sequence[Pair]) -> None:
+    def describe(self, target: Target, pairs: Sequence[Pair], frames: Frames) -> None:
         """Write what was scored, and on which files."""
         about = {
             "kind": target.kind, "path": _place(target.path), "name": target.name, "sha256": target.digest(),
             "header": target.header, "parameters": target.info.parameters if target.info else None,
         }  # fmt: skip
         known = self.frames() | {
-            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), sha256_of(pair.image), sha256_of(pair.mask))
-            for pair in pairs
+            pair.id: ScoredFrame(pair.image.absolute(), pair.mask.absolute(), *frames.digests(pair)) for pair in pairs
         }
         rows = [{"id": name, **frame._asdict()} for name, frame in known.items()]
         write_csv(self.folder / "frames.csv", ("id", *ScoredFrame._fields), rows)

@@ -78,7 +78,8 @@ def export(
     kind = FORMATS.get(to)
     kind.check(to, precision, embed_preprocessing)
     if kind_of(path) not in TRAINED:
-        raise UsageError("not a trained network, but an export", where=path, wanted=", ".join(TRAINED))
+        raise UsageError("not a trained network, but an export", where=path, wanted=", ".join(TRAINED),
+                         remedy=f"polyp-difom export RUN --to {to}, with the run that it was made of")  # fmt: skip
     original = load_model(path, "cpu")
     assert isinstance(original, NetworkModel)  # noqa: S101
     header = original.info.header
@@ -124,7 +125,8 @@ def _target(out: Path | None, kind: type[Format], to: str, name: str, overwrite:
     """
     target = out or Path("exports") / f"{name}{kind.suffix}"
     if target.suffix != kind.suffix and kind.suffix:
-        raise UsageError(f"{to} is a {kind.suffix} file", where="--out", got=target, wanted=target.with_suffix(kind.suffix))
+        raise UsageError(f"{to} is a {kind.suffix} file", where="--out", got=target,
+                         remedy=f"give --out {target.with_suffix(kind.suffix)}")  # fmt: skip
     companions = [target.with_suffix(suffix) for suffix in kind.companions]
     taken = [path for path in (target, *companions) if path.exists()]
     if not taken or (overwrite and all(path.is_dir() == (kind.suffix == "") for path in taken)):

@@ -76,8 +76,9 @@ class Format(ABC):
         """Raises UsageError where this format cannot be what is asked for."""
         if precision not in cls.precisions:
             raise UsageError(
-                f"{name} is not written in {precision}", where="--precision", got=precision, wanted=" or ".join(cls.precisions)
-            )
+                f"{name} is not written in {precision}", where="--precision", got=precision,
+                wanted=" or ".join(cls.precisions), remedy=f"give --precision {cls.precisions[0]}",
+            )  # fmt: skip
         if embedded and not cls.embeds:
             raise UsageError(
                 f"{name} does not take the preprocessing in", where="--embed-preprocessing", got=cls.why_not,

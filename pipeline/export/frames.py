@@ -19,6 +19,7 @@ from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.frames import read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.sources import Source, gather
 from polyp_difom.pipeline.data.synthetic import draw
+from polyp_difom.pipeline.reads import FRAMES, SIGNATURE, kept, lost, of_store
 
 FEW, MANY = 16, 200
 """Frames to compare on: where arithmetic alone may differ, and where Dice may."""
@@ -114,7 +115,7 @@ def _stored(header: Mapping[str, Any], count: int) -> Frames:
     if "://" in header["cache"]:
         raise CacheError("the run's store lies at an address, which a file's own word opens no connection to")
     store = FeatureStore.open(header["cache"])
-    if store.manifest.signature() != header.get("signature"):
+    if {FRAMES, SIGNATURE}.intersection(lost(kept(header), of_store(store.manifest))):
         raise CacheError("another store lies where the run's store was", where=store.location)
     rows = {name: [i for i, split in enumerate(store.samples.split) if split == name] for name in ("train", "val")}
     images, masks = (store.read(key, np.array(_spread(rows["val"], count))) for key in (schema.IMAGE, schema.MASK))

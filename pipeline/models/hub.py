@@ -99,8 +99,9 @@ def pulled(text: str) -> Path:
         ) from error  # fmt: skip
     if absent := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise RunError(
-            "no network of ours in this place on the hub", where=f"hf:{text}", got=f"no {absent[0]}", wanted=", ".join(FILES)
-        )
+            "no network of ours in this place on the hub", where=f"hf:{text}", got=f"no {absent[0]}", wanted=", ".join(FILES),
+            remedy="polyp-difom export RUN --to hub-folder --push ORG/NAME puts one there",
+        )  # fmt: skip
     return folder
 
 

@@ -39,7 +39,13 @@ class OnnxModel(ExportedModel):
         except Exception as error:
             raise _unusable(path, error) from error
         self.names = [about.output.name], about.input.name
-        super().__init__("onnx", path, about, "cpu" if provider != CUDA else f"cuda:{settings['device_id']}")
+        held = self.session.get_providers()  # without CUDA's libraries or driver it has gone on with the CPU, unasked
+        if provider not in held and device != "auto":
+            raise MissingDependencyError(
+                "ONNX Runtime cannot reach CUDA", got=", ".join(held), wanted=provider,
+                remedy="install the CUDA and cuDNN that this onnxruntime-gpu was built for, or use --device cpu",
+            )  # fmt: skip
+        super().__init__("onnx", path, about, f"cuda:{settings['device_id']}" if CUDA in held else "cpu")
 
     def run(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `ExportedModel.run`."""
@@ -99,7 +105,8 @@ def _port(onnx: Any, value: Any) -> tuple[str, str, list[int | str]]:
 
 def _unusable(path: Path, error: Exception) -> RunError:
     got = first_line(error)[:200]
-    return RunError("ONNX Runtime cannot load the file", where=path, got=got, wanted="an intact .onnx file")
+    return RunError("ONNX Runtime cannot load the file", where=path, got=got, wanted="an intact .onnx file",
+                    remedy="polyp-difom export RUN --to onnx")  # fmt: skip
 
 
 def _provider(runtime: Any, device: str) -> tuple[str, dict[str, str]]:

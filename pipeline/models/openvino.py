@@ -57,5 +57,5 @@ def _unusable(path: Path, error: Exception) -> RunError:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return RunError(
         "OpenVINO cannot load the file", where=path, got=lines[-1][:200] if lines else error,
-        wanted=f"an intact .xml file with {path.stem}.bin beside it",
+        wanted=f"an intact .xml file with {path.stem}.bin beside it", remedy="polyp-difom export RUN --to openvino",
     )  # fmt: skip

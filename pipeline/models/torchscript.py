@@ -30,8 +30,10 @@ class TorchScriptModel(ExportedModel):
                 warnings.simplefilter("ignore")  # torch would rather have another format
                 self.network = torch.jit.load(str(path), map_location=self.device, _extra_files=extra)
         except Exception as error:
-            got, wanted = first_line(error)[:200], "an intact TorchScript file"
-            raise RunError("torch cannot load the file", where=path, got=got, wanted=wanted) from error
+            raise RunError(
+                "torch cannot load the file", where=path, got=first_line(error)[:200], wanted="an intact TorchScript file",
+                remedy="polyp-difom export RUN --to torchscript",
+            ) from error  # fmt: skip
         if not extra[KEY]:
             raise RunError(
                 "not a TorchScript file that polyp-difom exported", where=path, wanted=f"an extra file {KEY!r} in it",

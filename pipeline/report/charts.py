@@ -12,6 +12,8 @@ from markupsafe import Markup
 from polyp_difom.pipeline.report.plot import LETTER, STYLES, WIDTH, Axis, Plot, Point, cut
 
 _LINE = 14
+_LEADER = 18
+"""From the plot's edge to the labels of curves."""
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -35,18 +37,20 @@ class Curve:
 
 
 def curves_chart(title: str, curves: Sequence[Curve], y: Axis) -> Markup:
-    """Values over epochs; labels at the right ends."""
+    """Values over epochs; labels at the right ends, each with a line to its curve's end."""
     last = max(point[0] for curve in curves for point in curve.points)
-    room = min(130, round(max(len(curve.label) for curve in curves) * LETTER) + 12)
+    room = min(130, round(max(len(curve.label) for curve in curves) * LETTER) + _LEADER + 8)
     ends = ", ".join(f"{curve.label} {curve.points[-1][1]:.3f}" for curve in curves)
     plot = Plot(title, f"Last values: {ends}.", Axis("epoch", 0, max(last, 1)), y, right=room)
     plot.grid()
     ends_at = [plot.at(*curve.points[-1])[1] for curve in curves]
     labels_at = spread(ends_at, _LINE, plot.top + 4, plot.top + plot.height)
     for curve, label_at in zip(curves, labels_at, strict=True):
+        end = plot.at(*curve.points[-1])
         plot.line(curve.points, curve.style)
-        plot.mark(plot.at(*curve.points[-1]), curve.style, radius=3)
-        plot.text((WIDTH - room + 8, label_at + 4), curve.label)
+        plot.segment(end, (WIDTH - room + _LEADER, label_at), f"leader s{curve.style % STYLES}")
+        plot.mark(end, curve.style, radius=3)
+        plot.text((WIDTH - room + _LEADER + 4, label_at + 4), curve.label)
     return plot.svg()
 
 

@@ -16,15 +16,16 @@ from polyp_difom.pipeline.data.frames import read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.evaluation.agreement import Agreement, read_agreement
 from polyp_difom.pipeline.evaluation.evaluate import ends_and_middle
-from polyp_difom.pipeline.evaluation.metrics import PairedDifference, paired_difference
+from polyp_difom.pipeline.evaluation.paired import PairedDifference, paired_difference
 from polyp_difom.pipeline.evaluation.published import PublishedFigure, published
 from polyp_difom.pipeline.evaluation.record import EvaluationRecord
 from polyp_difom.pipeline.evaluation.scoring import THRESHOLD, ImageScore, get_protocol
 from polyp_difom.pipeline.evaluation.targets import Target
 from polyp_difom.pipeline.json_files import read_json
-from polyp_difom.pipeline.objectives.weighted import needs_of
+from polyp_difom.pipeline.objectives.weighted import is_shuffled, needs_of
 from polyp_difom.pipeline.overlays import contact_sheet, overlay
 from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.reads import conflicting, kept
 from polyp_difom.pipeline.report.origins import cautions, facts
 from polyp_difom.pipeline.report.values import CONTROL, GalleryItem, RunReport, Timing
 from polyp_difom.pipeline.runs import RunFolder
@@ -36,10 +37,10 @@ PICTURES = 6
 """Frames shown for each data set: worst, middle and best."""
 
 RECIPE = (
-    *("student", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine", "views"),
-    *("optimizer", "schedule", "clip", "ema", "patience", "flips", "colour", "loss", "precision", "frame_size", "signature"),
+    *("student", "latents", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine", "views"),
+    *("optimizer", "schedule", "clip", "ema", "patience", "flips", "colour", "loss", "precision", "frame_size"),
 )
-"""What a control must share with the run that it is the control of."""
+"""What a control must share with the run that it is the control of, beside the frames."""
 
 _TEACHING = ("objective", "teachers", "scales", "channels", "distill_weight", "weight_schedule", "drop_teachers", "auto")
 """What shapes a taught run beyond its control's recipe."""
@@ -55,7 +56,9 @@ class _Entry:
 
     @property
     def header(self) -> dict[str, Any]:
-        return self.about["header"]
+        """As recorded; older runs have latents where their objective reads them."""
+        held = self.about["header"]
+        return {"latents": needs_of(held["objective"]).latents, **held} if held.get("objective") else held
 
     @property
     def objective(self) -> str | None:
@@ -63,7 +66,8 @@ class _Entry:
 
 
 def compare(paths: list[Path], protocol: str = "per-image", progress: Progress | None = None) -> list[RunReport]:
-    """Reports of evaluated targets; a taught one is set against the control (objective `none`) of its own recipe.
+    """Reports of evaluated targets; a taught one is set against the control (objective `none`) of its own recipe, and against
+    the run of that recipe and teaching that learned from the wrong frames' maps (`shuffled`).
 
     Args:
         paths: run folders, or folders that `evaluate -o` made.
@@ -80,6 +84,8 @@ def compare(paths: list[Path], protocol: str = "per-image", progress: Progress |
     names = _names([entry.record for entry in entries])
     controls = [_control_of(entry, entries, progress) for entry in entries]
     gains = [_gains(entry, rival) for entry, rival in zip(entries, controls, strict=True)]  # refuses before pictures are drawn
+    wrong = [_shuffled_of(entry, entries) for entry in entries]
+    over = [_gains(entry, rival) for entry, rival in zip(entries, wrong, strict=True)]
     alone = all(entry.objective == CONTROL for entry in entries)
     drawn = [alone or entry.objective != CONTROL or entry in controls for entry in entries]
     targets = [_opened(entry, progress) if wanted else None for entry, wanted in zip(entries, drawn, strict=True)]
@@ -92,23 +98,28 @@ def compare(paths: list[Path], protocol: str = "per-image", progress: Progress |
             )
         reports.append(
             replace(
-                _report(entry, names[number], protocol),
+                _report(entry, names[number], protocol, entries),
                 differences=gains[number],
                 gallery=pictures,
                 control=None if rival is None else names[entries.index(rival)],
+                over_shuffled=over[number],
+                shuffled=None if (other := wrong[number]) is None else other.objective,
             )
         )
     return reports
 
 
-def _report(entry: _Entry, name: str, protocol: str) -> RunReport:
-    """What the record tells by itself."""
+def _report(entry: _Entry, name: str, protocol: str, entries: list[_Entry]) -> RunReport:
+    """What the record tells by itself; of what was read, what others read differently under the same name."""
     header, record = entry.header, entry.record
+    read = {part for other in entries if other.header for part in conflicting(header, other.header)}
     is_run = entry.about["kind"] == "run" and record.home == record.path
     return RunReport(
         name=name,
         kind=entry.about["kind"],
-        recipe={key: header.get(key) for key in (*RECIPE, *_TEACHING) if key != "seed"} if header else {"target": name},
+        recipe={key: _value(header, key) for key in (*RECIPE, *_TEACHING, *sorted(read)) if key != "seed"}
+        if header
+        else {"target": name},
         student=header.get("student"),
         objective=entry.objective,
         teachers=tuple(header.get("teachers") or ()),
@@ -158,7 +169,7 @@ def _control_of(entry: _Entry, entries: list[_Entry], progress: Progress) -> _En
         return None
     mine = entry.header
     differing = {
-        number: [key for key in RECIPE if other.header.get(key) != mine.get(key)]
+        number: [*(key for key in RECIPE if other.header.get(key) != mine.get(key)), *conflicting(mine, other.header)]
         for number, other in enumerate(entries)
         if other.objective == CONTROL
     }
@@ -167,9 +178,27 @@ def _control_of(entry: _Entry, entries: list[_Entry], progress: Progress) -> _En
     closest = min(differing, key=lambda number: len(differing[number]))
     if not differing[closest]:
         return entries[closest]
-    told = ", ".join(f"{key} {entries[closest].header.get(key)} instead of {mine.get(key)}" for key in differing[closest])
+    theirs = entries[closest].header
+    told = ", ".join(f"{key} {_value(theirs, key)} instead of {_value(mine, key)}" for key in differing[closest])
     progress.say(f"no control for {entry.record.name} ({entry.objective}, seed {mine.get('seed')}): the closest has {told}")
     return None
+
+
+def _shuffled_of(entry: _Entry, entries: list[_Entry]) -> _Entry | None:
+    """The run taught alike, seed and all, but with the wrong frames' maps."""
+    alike = [key for key in (*RECIPE, *_TEACHING) if key not in ("objective", "auto")]
+    mine = entry.header
+    for other in entries:
+        taught = entry.objective and other.objective and is_shuffled(other.objective, entry.objective)
+        same = not conflicting(mine, other.header) and all(other.header.get(key) == mine.get(key) for key in alike)
+        if taught and same:
+            return other
+    return None
+
+
+def _value(header: Mapping[str, Any], key: str) -> Any:
+    """Of a setting, or of a part of the store."""
+    return header.get(key, kept(header).get(key))
 
 
 def _gains(entry: _Entry, rival: _Entry | None) -> dict[str, PairedDifference]:
@@ -182,7 +211,7 @@ def _macs(header: Mapping[str, Any]) -> int | None:
     """Of one frame at the network's own side; None where the header does not name the student."""
     if not {"student", "objective", "frame_size"} <= header.keys():
         return None
-    student = build_student(header["student"], needs_of(header["objective"]).latents)
+    student = build_student(header["student"], header["latents"])
     return complexity(student, header["frame_size"]).macs
 
 

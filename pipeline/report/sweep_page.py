@@ -16,7 +16,9 @@ import jinja2
 
 from polyp_difom.cache.errors import PolypDifomError
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.evaluation.scoring import PROTOCOLS
 from polyp_difom.pipeline.files import write_text
+from polyp_difom.pipeline.reads import kept, lost, of_store, parts, parts_named
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.report import sweep_panels as panels
 from polyp_difom.pipeline.report.origins import UNKNOWN, cautions
@@ -37,6 +39,7 @@ from polyp_difom.pipeline.sweep.analysis import (
 from polyp_difom.pipeline.sweep.folder import ENDED, SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.results import Row, best_row, reason, rows
 from polyp_difom.pipeline.sweep.space import Span, Trial
+from polyp_difom.pipeline.sweep.tested import read_tested
 
 OPEN_ROWS = 20
 """Recipes, and trials, that a table shows before the rest is folded away."""
@@ -56,6 +59,7 @@ def write_sweep_report(folder: SweepFolder, out: Path | None = None) -> Path:
     found = groups(trials, config.factors)
     compared = {name: levels for name in varied(config.factors) if (levels := paired(trials, config.factors, name))}
     facts, teachers = _store_facts(config)
+    tests = [one for name in PROTOCOLS if (one := read_tested(folder, trials, config.factors, name))]
     wanted = max(len(trials), config.trials or 0) if config.sampler == "tpe" else len(trials)
     page = (
         _environment()
@@ -72,7 +76,8 @@ def write_sweep_report(folder: SweepFolder, out: Path | None = None) -> Path:
             compared=compared,
             word_of=word_of,
             verdicts=verdicts(trials, config.factors),
-            cautions=cautions({"provenance": {"teachers": teachers}}),
+            cautions=cautions({"provenance": {"teachers": _used(teachers, trials, config)}}),
+            tests=[(PROTOCOLS[one.protocol], one, panels.test_gains(one)) for one in tests],
             panels=_panels(folder, config, trials, found, compared),
             commands=_commands(folder, config, trials, compared),
             settings=lambda row: _settings(row, config),
@@ -124,14 +129,15 @@ def _gains(found: Sequence[Group], compared: dict[str, list[Comparison]]) -> lis
 def _commands(
     folder: SweepFolder, config: SweepConfig, trials: Sequence[Row], compared: dict[str, list[Comparison]]
 ) -> list[str]:
-    """What to type to test the best trial beside its control; where it has none, the grid that trains both over seeds."""
+    """What to type to test all trials, and for the best one beside its control, or the grid that trains both over seeds."""
     best = best_row(counted(trials))
     if best is None:
         return []
     pairs = [pair for one in compared.get("objective", []) if one.reference == CONTROL for pair in one.pairs]
     controls = [other for one, other in pairs if one.number == best.number]
     runs = [str(folder.path / "runs" / row.name) for row in (best, *controls)]
-    told = [f"polyp-difom evaluate {shlex.quote(run)} --data DIR" for run in runs]
+    sweep = shlex.quote(str(folder.path))
+    told = [f"polyp-difom evaluate {sweep} --data DIR", f"polyp-difom sweep report {sweep}"]
     if controls:
         return [*told, f"polyp-difom report {shlex.join(runs)}"]
     return told if is_control(best) else [*told, _confirming(config, best)]
@@ -159,16 +165,27 @@ def _store_facts(config: SweepConfig) -> tuple[dict[str, str], list[dict[str, st
         manifest = FeatureStore.open(config.cache).manifest
     except PolypDifomError as error:
         return known | {"teachers, data sets, split": f"{UNKNOWN}: the store cannot be read now: {error.what}"}, []
-    if manifest.signature() != config.signature:
+    if lost(kept(dict(config)), of_store(manifest)):
         return known | {"teachers, data sets, split": f"{UNKNOWN}: another store lies there now"}, []
-    split = manifest.split
+    split, names = manifest.split, parts_named(config.reads or parts(manifest))["teachers"]
+    teachers = [entry for entry in manifest.teachers if entry.name in names]
     known |= {
-        "teachers": "; ".join(f"{t.name} (licence {t.licence}; weights {t.weights_digest[:16]})" for t in manifest.teachers),
+        "teachers": "; ".join(f"{t.name} (licence {t.licence}; weights {t.weights_digest[:16]})" for t in teachers),
         "data sets": ", ".join(f"{entry.name} ({entry.frames} frames)" for entry in manifest.datasets),
         "split": f"{split.policy}, seed {split.seed}, {split.val_fraction:.0%} of train for validation",
         "frame side": f"{manifest.frame_size} pixels",
     }
-    return known, [{"name": entry.name, "contamination": entry.contamination} for entry in manifest.teachers]
+    return known, [{"name": entry.name, "contamination": entry.contamination} for entry in teachers]
+
+
+def _used(teachers: Sequence[dict[str, str]], trials: Sequence[Row], config: SweepConfig) -> list[dict[str, str]]:
+    """Those of the store that a trial which has begun was taught by."""
+    used: set[str] = set()
+    for row in trials:
+        if row.state != "waiting" and not is_control(row):
+            named = Trial(row.number, row.settings, row.name).config(config.cache, config.reads).teachers
+            used |= {entry["name"] for entry in teachers} if named is None else set(named)
+    return [entry for entry in teachers if entry["name"] in used]
 
 
 def _sweep_facts(config: SweepConfig, trials: Sequence[Row]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from polyp_difom.pipeline.report.charts import Curve, Spot, Strip, curves_chart,
 from polyp_difom.pipeline.report.panels import MILLION, Panel
 from polyp_difom.pipeline.report.plot import Axis, Plot, Point
 from polyp_difom.pipeline.sweep.analysis import Comparison, Group, Importance, level_text, pareto
+from polyp_difom.pipeline.sweep.tested import Figures
 
 CURVES = 5
 _ROW = 36
@@ -35,6 +36,19 @@ def differences(compared: Iterable[Comparison]) -> Panel | None:
         return None
     title = "Paired differences in validation Dice"
     return Panel(gains_chart(title, strips, "points of validation Dice"), f"{title}: mean and 95 % interval over trials.")
+
+
+def test_gains(found: Figures) -> Panel | None:
+    """Paired differences on the test frames with their intervals, over all sets; None where there are none."""
+    if not found.gains:
+        return None
+    strips = [
+        Strip(f"{gain.label} − {gain.against}", [100 * value for value in (gain.whole.mean, *gain.whole.interval)], 0)
+        for gain in found.gains
+    ]
+    where = "mean of the sets" if len(found.averaged) > 1 else found.sets[0]
+    title = f"Paired differences in test Dice, {where}"
+    return Panel(gains_chart(title, strips, "points of test Dice"), f"{title}: mean over seeds and 95 % interval over frames.")
 
 
 def importances(found: Sequence[Importance]) -> Panel:

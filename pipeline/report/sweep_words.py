@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from polyp_difom.pipeline.objectives.weighted import is_shuffled
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.report.values import CONTROL
-from polyp_difom.pipeline.report.verdicts import Verdict, points
+from polyp_difom.pipeline.report.verdicts import Verdict, over_shuffled, points
 from polyp_difom.pipeline.sweep.analysis import FEWEST, Comparison, counted, level_text, needs_of, paired
 from polyp_difom.pipeline.sweep.results import Row
 from polyp_difom.pipeline.sweep.space import Factors, Span
@@ -35,7 +35,7 @@ def verdicts(rows: Sequence[Row], factors: Factors) -> list[Verdict]:
 
 def word_of(one: Comparison) -> str:
     """The verdict on one level of any factor."""
-    better = {"helped": "better", "harmed": "worse", "no gain": "no difference", "unknown": "no pair"}
+    better = {"helped": "better", "harmed": "worse", "did not help": "no better", "unknown": "no pair"}
     return one.word if one.factor == "objective" and one.pairs else better.get(one.word, one.word)
 
 
@@ -43,13 +43,15 @@ def _beside_control(one: Comparison, factors: Factors) -> Verdict:
     does = {
         "helped": f"{one.level} beats {CONTROL}",
         "harmed": f"{one.level} does harm",
-        "no gain": f"{one.level} does not help",
+        "did not help": f"{one.level} does not help",
+        "no difference": f"No difference can be shown between {one.level} and {CONTROL}",
         "too few": f"Too few pairs to tell {one.level} from {CONTROL}",
     }
     if one.word == "unknown":
-        why = ""
-        if needs_of({"objective": one.level}).spectra:
-            why = " It trains without affine augmentation, so its control needs affine=false."
+        why, needs = "", needs_of({"objective": one.level})
+        own = [*(["affine=false"] if needs.spectra else []), *(["latents=true"] if needs.latents else [])]
+        if own:
+            why = f" It trains so whatever is asked for, and its control needs {' '.join(own)}."
         elif any(isinstance(values, Span) for values in factors.values()):
             why = " Drawn trials hardly ever agree in all but one factor; confirm the best values with a grid."
         return Verdict(one.word, f"{one.level}: no finished trial of {CONTROL} has the same settings.{why}")
@@ -57,13 +59,8 @@ def _beside_control(one: Comparison, factors: Factors) -> Verdict:
 
 
 def _beside_shuffled(one: Comparison) -> Verdict:
-    does = {
-        "helped": f"{one.level} beats {one.reference}, so it matters what the teacher saw",
-        "harmed": f"{one.level} is worse than {one.reference}, which learns from the wrong frames",
-        "no gain": f"{one.level} is not told from {one.reference}: a gain may come from the added loss alone",
-        "too few": f"Too few pairs to tell {one.level} from {one.reference}",
-    }
-    return Verdict(one.word, f"{does[one.word]}: {evidence(one)}.")
+    does = over_shuffled(str(one.level), str(one.reference), one.word)
+    return Verdict(one.word, f"{does}: {evidence(one)}.")
 
 
 def evidence(one: Comparison) -> str:
@@ -76,8 +73,8 @@ def evidence(one: Comparison) -> str:
     told = f"{points(one.mean or 0.0)} points of validation Dice over {over}"
     if one.interval is not None:
         told += f" (95 % interval {points(one.interval[0])} to {points(one.interval[1])})"
-    if one.word == "no gain":
-        told += ", which cannot be told from zero"
+    if one.word == "no difference":
+        told += ", which includes zero"
     if one.word == "too few":
         told += f"; at least {FEWEST} pairs are needed, more for a small gain"
     return told

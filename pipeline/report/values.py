@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyp_difom.pipeline.evaluation.agreement import Agreement
-from polyp_difom.pipeline.evaluation.metrics import PairedDifference, Summary
+from polyp_difom.pipeline.evaluation.metrics import Summary
+from polyp_difom.pipeline.evaluation.paired import PairedDifference
 from polyp_difom.pipeline.evaluation.published import PublishedFigure
 
 CONTROL = "none"
@@ -47,9 +48,11 @@ class RunReport:
         dice: every row's Dice, by test set.
         rivals: published figures, by test set, where just the published test frames were scored.
         differences: Dice of this run minus its control's, by test set; empty for a control.
+        over_shuffled: Dice of this run minus that of the same one taught with the wrong frames' maps, by test set.
         curve: one mapping per epoch, as in metrics.jsonl; empty when there is no history.
         agreement: with the teachers, as `agree` found for the weights that were evaluated.
         control: name of the run that it is set against.
+        shuffled: objective of the run that learned from the wrong frames.
         facts: where its figures come from.
         cautions: what its teachers may have seen, in words.
     """
@@ -70,10 +73,12 @@ class RunReport:
     dice: dict[str, list[float]] = field(default_factory=dict)
     rivals: dict[str, list[PublishedFigure]] = field(default_factory=dict)
     differences: dict[str, PairedDifference] = field(default_factory=dict)
+    over_shuffled: dict[str, PairedDifference] = field(default_factory=dict)
     gallery: list[GalleryItem] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
     agreement: Agreement | None = None
     control: str | None = None
+    shuffled: str | None = None
     facts: dict[str, str] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()
 

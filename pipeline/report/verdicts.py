@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from polyp_difom.pipeline.evaluation.metrics import PairedDifference
+from polyp_difom.pipeline.evaluation.paired import PairedDifference
 from polyp_difom.pipeline.report.values import CONTROL, RunReport
 
 _SHUFFLED = re.compile(r"(^|\+)shuffled\b")
@@ -60,6 +60,10 @@ class Group:
         """(seed, paired gain over its own control) of every run that has one."""
         return [(run.seed, run.differences[label]) for run in self.runs if label in run.differences]
 
+    def over_shuffled(self, label: str) -> list[tuple[int | None, PairedDifference]]:
+        """Likewise over the run that learned from the wrong frames."""
+        return [(run.seed, run.over_shuffled[label]) for run in self.runs if label in run.over_shuffled]
+
 
 def grouped(runs: Sequence[RunReport]) -> list[Group]:
     """Runs by recipe, in the order of their first one."""
@@ -97,14 +101,14 @@ def _told(key: str, value: object) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`helped`, `no gain`, `harmed`, `mixed` (seeds disagree) or `unknown` (no control), and why."""
+    """`helped`, `no difference`, `did not help`, `harmed`, `mixed` (seeds disagree) or `unknown` (no control), and why."""
 
     word: str
     sentence: str
 
 
 def verdicts(group: Group) -> list[Verdict]:
-    """One for each test set with a control, one for all sets without.
+    """One for each test set with a control, one for all sets without; then one for each with a shuffled control.
 
     A gain counts only when the whole 95 % interval of the paired difference lies above zero, with every seed.
     """
@@ -117,38 +121,63 @@ def verdicts(group: Group) -> list[Verdict]:
             "Train the same student with objective none, evaluate it on the same frames, and report both."
         )
         told.append(Verdict("unknown", sentence))
-    return told
+    beside = {label: found for label in labels if (found := group.over_shuffled(label))}
+    return told + [_beside_shuffled(group, label, found) for label, found in beside.items()]
 
 
 def word_of(gains: Sequence[PairedDifference]) -> str:
     """The verdict on the gains of all seeds."""
-    if all(gain.helped for gain in gains):
-        return "helped"
-    if all(gain.harmed for gain in gains):
-        return "harmed"
-    return "mixed" if any(gain.helped or gain.harmed for gain in gains) else "no gain"
+    words = {gain.word for gain in gains}
+    if len(words) == 1:
+        return words.pop()
+    if words == {"harmed", "did not help"}:
+        return "did not help"
+    return "mixed" if words & {"helped", "harmed"} else "no difference"
 
 
 def _verdict(group: Group, label: str) -> Verdict:
     gains = group.gains(label)
     word = word_of([gain for _, gain in gains])
+    cause = _cause(group)
     does = {
-        "helped": "helped",
-        "harmed": "did not help but harm",
-        "no gain": "did not help",
-        "mixed": "had an effect that depends on the seed",
+        "helped": f"{cause} helped",
+        "harmed": f"{cause} did not help but harm",
+        "did not help": f"{cause} did not help",
+        "no difference": f"no difference can be shown for {cause}",
+        "mixed": f"{cause} had an effect that depends on the seed",
     }[word]
-    doubt = " cannot be told from zero" if word == "no gain" else ""
+    share = f"; {gains[0][1].improved:.0%} of {gains[0][1].images} frames scored higher than under the control"
+    return Verdict(word, f"On {label}, {does}: {_evidence(gains)}{share if len(gains) == 1 else ''}.")
+
+
+def _beside_shuffled(group: Group, label: str, gains: Sequence[tuple[int | None, PairedDifference]]) -> Verdict:
+    word = word_of([gain for _, gain in gains])
+    run = next(run for run in group.runs if label in run.over_shuffled)
+    does = over_shuffled(str(run.objective), str(run.shuffled), word)
+    return Verdict(word, f"On {label}, {does}: {_evidence(gains)}.")
+
+
+def over_shuffled(objective: str, shuffled: str, word: str) -> str:
+    """What a verdict on an objective beside itself towards the wrong frames' maps means."""
+    return {
+        "helped": f"{objective} beats {shuffled}, so it matters what the teacher saw",
+        "harmed": f"{objective} is worse than {shuffled}, which learns from the wrong frames",
+        "did not help": f"{objective} is no better than {shuffled}, which learns from the wrong frames",
+        "no difference": f"{objective} is not shown to differ from {shuffled}: a gain may come from the added loss alone",
+        "mixed": f"whether {objective} differs from {shuffled} depends on the seed",
+        "too few": f"{objective} has too few pairs to be told from {shuffled}",
+    }[word]
+
+
+def _evidence(gains: Sequence[tuple[int | None, PairedDifference]]) -> str:
+    """Differences in points, of each seed."""
+    zero = "; the interval includes zero" if word_of([gain for _, gain in gains]) == "no difference" else ""
     if len(gains) == 1:
-        ((_, gain),) = gains
-        evidence = f"{points(gain.mean)} points of Dice (95 % interval {_range(gain)}){doubt}"
-        share = f"{gain.improved:.0%} of {gain.images} frames scored higher than under the control"
-        return Verdict(word, f"On {label}, {_cause(group)} {does}: {evidence}; {share}.")
+        return f"{points(gains[0][1].mean)} points of Dice (95 % interval {_range(gains[0][1])}){zero}"
     each = "; ".join(f"seed {seed} {points(gain.mean)} ({_range(gain)})" for seed, gain in gains)
     average = points(mean(gain.mean for _, gain in gains))
-    doubt = ", none told from zero" if doubt else ""
-    sentence = f"{average} points of Dice on average over {len(gains)} seeds{doubt} (95 % intervals over frames): {each}"
-    return Verdict(word, f"On {label}, {_cause(group)} {does}: {sentence}.")
+    zero = ", no interval clear of zero" if zero else ""
+    return f"{average} points of Dice on average over {len(gains)} seeds{zero} (95 % intervals over frames): {each}"
 
 
 def _cause(group: Group) -> str:
@@ -175,6 +204,7 @@ def told(runs: Sequence[RunReport]) -> dict[str, Any]:
         "sets": {run.name: [asdict(summary) for summary in run.summaries] for run in runs},
         "without_leaks": {run.name: {label: asdict(s) for label, s in run.without_leaks.items()} for run in runs},
         "gains_over_control": {run.name: {label: asdict(d) for label, d in run.differences.items()} for run in runs},
+        "gains_over_shuffled": {run.name: {label: asdict(d) for label, d in run.over_shuffled.items()} for run in runs},
         "recipes": recipes,
     }
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, no_latents, unreachable
+from polyp_difom.pipeline.students.latents import Latents, latent_taps
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, unreachable
 
 SIZES = ("b0", "b1", "b2", "b3", "b4", "b5")
 """Of PVTv2."""
@@ -108,12 +109,13 @@ class UpConvolution(nn.Sequential):
 
 
 class Emcad(Student):
-    """Taps: `encoder8`, `encoder16`, `bottleneck` at stride 32, and the refined levels `decoder8` and `decoder16`."""
+    """Taps: `encoder8`, `encoder16`, `bottleneck` at stride 32, the refined levels `decoder8` and `decoder16`, and `latent1`,
+    `latent2` if asked for."""
 
     stride = 32
     sides = ("side32", "side16", "side8")
 
-    def __init__(self, size: str = "b2", pretrained: bool = False):
+    def __init__(self, size: str = "b2", pretrained: bool = False, latents: bool = False):
         super().__init__()
         import timm  # not at import: the other students do without
 
@@ -130,22 +132,28 @@ class Emcad(Student):
             nn.Sequential(ChannelAttention(width), SpatialAttention(), MultiScaleBlock(width)) for width in widths
         )
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in widths)
+        self.latents = Latents(widths[0], restores=True) if latents else None
         self.taps = (
             Tap("encoder8", widths[2], 8, "encoder"),
             Tap("encoder16", widths[1], 16, "encoder"),
             Tap("bottleneck", widths[0], 32, "bottleneck"),
             Tap("decoder8", widths[2], 8, "decoder"),
             Tap("decoder16", widths[1], 16, "decoder"),
+            *(latent_taps(32) if latents else ()),
         )
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Student.segment`."""
         skips = self.encoder(inputs)[::-1]
-        levels = [self.refinements[0](skips[0])]
+        maps = dict(zip(("bottleneck", "encoder16", "encoder8"), skips, strict=False))
+        deepest = skips[0]
+        if self.latents is not None:
+            deepest, seen = self.latents(deepest)
+            maps |= seen
+        levels = [self.refinements[0](deepest)]
         for up, gate, refine, skip in zip(self.ups, self.gates, self.refinements[1:], skips[1:], strict=True):
             upper = up(levels[-1])
             levels.append(refine(upper + gate(upper, skip)))
-        maps = dict(zip(("bottleneck", "encoder16", "encoder8"), skips, strict=False))
         maps |= {"decoder16": levels[1], "decoder8": levels[2]}
         if self.training:
             maps |= {name: head(level) for name, head, level in zip(self.sides, self.heads, levels, strict=False)}
@@ -155,9 +163,8 @@ class Emcad(Student):
 
 @STUDENTS.register("emcad")
 def build_emcad(variant: str | None, latents: bool, pretrained: bool) -> Emcad:
-    """`emcad` (on PVTv2-B2) or `emcad:bN` on PVTv2-BN; without latents."""
+    """`emcad` (on PVTv2-B2) or `emcad:bN` on PVTv2-BN."""
     if variant not in (None, *SIZES):
-        raise UsageError(f"emcad has no variant {variant!r}", wanted=f"one of: {', '.join(f'emcad:{size}' for size in SIZES)}")
-    if latents:
-        raise no_latents("emcad")
-    return Emcad(variant or "b2", pretrained)
+        wanted = f"one of: {', '.join(f'emcad:{size}' for size in SIZES)}"
+        raise UsageError(f"emcad has no variant {variant!r}", wanted=wanted, remedy="give --student emcad:b2")
+    return Emcad(variant or "b2", pretrained, latents)

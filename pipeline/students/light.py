@@ -17,14 +17,13 @@ finer logits have .001 to gain. Concatenated instead of added levels changed tes
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents, latent_taps
 from polyp_difom.pipeline.students.lite import LITE_LEVELS, LITE_MEAN, LITE_STD, lite_encoder, lite_package, load_imagenet
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
-from polyp_difom.pipeline.students.unet import LATENT_CHANNELS, Latents
 
 WIDTH = 64
 SIZES = {None: 0, "lite1": 1, "lite2": 2}
@@ -67,7 +66,7 @@ class Light(Student):
             Tap("bottleneck", levels[3], 32, "bottleneck"),
             Tap("decoder8", WIDTH, 8, "decoder"),
             Tap("decoder16", WIDTH, 16, "decoder"),
-            *(Tap(name, LATENT_CHANNELS, 32, "latent") for name in ("latent1", "latent2") if latents),
+            *(latent_taps(32) if latents else ()),
         )
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,8 +74,8 @@ class Light(Student):
         levels = self.encoder(inputs)
         taps = {"encoder8": levels[1], "encoder16": levels[2], "bottleneck": levels[3]}
         if self.latents is not None:
-            taps["latent1"], taps["latent2"] = self.latents(levels[3])
-            levels[3] = torch.cat([taps["latent1"], taps["latent2"]], 1)
+            levels[3], seen = self.latents(levels[3])
+            taps |= seen
         decoded = [self.fusions[3](self.laterals[3](levels[3]))]
         for level in (2, 1, 0):
             upper = F.interpolate(decoded[-1], scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -90,7 +89,7 @@ def build_light(variant: str | None, latents: bool, pretrained: bool) -> Light:
     """`light` on EfficientNet-Lite0, `light:lite1` and `light:lite2` on the larger ones."""
     if variant not in SIZES:
         wanted = ", ".join(f"light:{name}" if name else "light" for name in SIZES)
-        raise UsageError(f"light has no variant {variant!r}", wanted=wanted)
+        raise UsageError(f"light has no variant {variant!r}", wanted=wanted, remedy="give --student light")
     size = SIZES[variant]
     student = Light(size, latents)
     if pretrained:

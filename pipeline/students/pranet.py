@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, no_latents, unreachable
+from polyp_difom.pipeline.students.latents import Latents, latent_taps
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, unreachable
 
 WIDTH = 32
 """Channels of the receptive-field modules (section 2.1 of the paper)."""
@@ -92,19 +93,20 @@ class ReverseAttention(nn.Module):
 
 
 class PraNet(Student):
-    """Taps: `encoder8`, `encoder16`, `bottleneck` at stride 32, and `decoder8`, the partial decoder's features."""
+    """Taps: `encoder8`, `encoder16`, `bottleneck` at stride 32, `decoder8`, the partial decoder's features, and `latent1`,
+    `latent2` if asked for: these come before the receptive fields and the deepest reverse attention."""
 
     stride = 32
     sides = ("side_global", "side32", "side16")
     pretraining = "Res2Net-50 v1b 26w x 4s, ImageNet-1k (timm res2net50d)"
-    taps = (
+    taps: tuple[Tap, ...] = (
         Tap("encoder8", 512, 8, "encoder"),
         Tap("encoder16", 1024, 16, "encoder"),
         Tap("bottleneck", 2048, 32, "bottleneck"),
         Tap("decoder8", 3 * WIDTH, 8, "decoder"),
     )
 
-    def __init__(self, pretrained: bool = False):
+    def __init__(self, pretrained: bool = False, latents: bool = False):
         super().__init__()
         import timm  # not at import: the other students do without
 
@@ -117,16 +119,23 @@ class PraNet(Student):
         self.attention32 = ReverseAttention(2048, 256, kernel=5, depth=3, head_kernel=1)
         self.attention16 = ReverseAttention(1024, 64, kernel=3, depth=2, head_kernel=3)
         self.attention8 = ReverseAttention(512, 64, kernel=3, depth=2, head_kernel=3)
+        self.latents = Latents(2048, restores=True) if latents else None
+        if latents:
+            self.taps += latent_taps(32)
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Student.segment`."""
         level8, level16, level32 = self.encoder(inputs)
+        maps = {"encoder8": level8, "encoder16": level16, "bottleneck": level32}
+        if self.latents is not None:
+            level32, seen = self.latents(level32)
+            maps |= seen
         reduced = [field(maps) for field, maps in zip(self.fields, (level8, level16, level32), strict=True)]
         features, coarse = self.decoder(*reduced)
         side32 = self.attention32(level32, resized(coarse, 0.25))
         side16 = self.attention16(level16, resized(side32, 2))
         logits = self.attention8(level8, resized(side16, 2))
-        maps = {"encoder8": level8, "encoder16": level16, "bottleneck": level32, "decoder8": features}
+        maps["decoder8"] = features
         if self.training:
             maps |= dict(zip(self.sides, (coarse, side32, side16), strict=True))
         return resized(logits, 8), maps
@@ -134,9 +143,7 @@ class PraNet(Student):
 
 @STUDENTS.register("pranet")
 def build_pranet(variant: str | None, latents: bool, pretrained: bool) -> PraNet:
-    """`pranet`, without variants or latents."""
+    """`pranet`, without variants."""
     if variant:
-        raise UsageError(f"pranet has no variant {variant!r}", wanted="pranet")
-    if latents:
-        raise no_latents("pranet")
-    return PraNet(pretrained)
+        raise UsageError(f"pranet has no variant {variant!r}", remedy="give --student pranet")
+    return PraNet(pretrained, latents)

@@ -90,23 +90,15 @@ def build_student(name: str, latents: bool = False, pretrained: bool = False) ->
     """The student called "family" or "family:variant", freshly initialised.
 
     Args:
-        latents: with the two latents L1 and L2 of Polyp-DiFoM at the bottleneck, as taps.
+        latents: with the two latents L1 and L2 of Polyp-DiFoM at the bottleneck, as taps (see latents.py).
         pretrained: with ImageNet weights in the encoder; nothing to load where `Student.pretraining` is None.
 
     Raises:
-        UsageError: unknown family or variant, or no latents in this architecture.
+        UsageError: unknown family or variant.
         MissingDependencyError: a package or the pretrained weights are not reachable.
     """
     family, _, variant = name.partition(":")
     return STUDENTS.get(family)(variant or None, latents, pretrained)
-
-
-def no_latents(name: str) -> UsageError:
-    """The error of an architecture that has no place for L1 and L2."""
-    return UsageError(
-        f"student {name!r} has no latents", wanted="unet, unetpp or light, or an objective without latents",
-        remedy="give --objective multiscale",
-    )  # fmt: skip
 
 
 def unreachable(name: str, error: Exception) -> MissingDependencyError:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, no_latents, unreachable
+from polyp_difom.pipeline.students.latents import Latents, latent_taps
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, unreachable
 from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
 
 HALF = ("inception", "xception", "timm-tf_efficientnet_lite")
@@ -25,7 +26,8 @@ TAP_STRIDES = (8, 16, 32)
 
 
 class SmpStudent(Student):
-    """Taps: the encoder's last map at strides 8, 16 and 32; `bottleneck`, its very last; and `decoder`.
+    """Taps: the encoder's last map at strides 8, 16 and 32; `bottleneck`, its very last; `decoder`; and `latent1`, `latent2` if
+    asked for.
 
     Decoders end at strides 1 to 8, teachers' maps begin at 8: a finer last map is folded to stride 8, its cells' pixels
     becoming channels, so nothing is averaged away.
@@ -34,15 +36,18 @@ class SmpStudent(Student):
         network: a model of the package with encoder, decoder and segmentation head.
     """
 
-    def __init__(self, network: Any, mean: Sequence[float], std: Sequence[float], pretraining: str | None):
+    def __init__(
+        self, network: Any, mean: Sequence[float], std: Sequence[float], pretraining: str | None, latents: bool = False
+    ):
         super().__init__(mean, std)
         self.encoder, self.decoder, self.head = network.encoder, network.decoder, network.segmentation_head
         self.pretraining = pretraining
         self.stride = int(network.encoder.output_stride)
+        self.latents = Latents(network.encoder.out_channels[-1], restores=True) if latents else None
         side = 8 * self.stride
         self.eval()
         with torch.no_grad():
-            levels, maps = self._maps(torch.zeros(1, 3, side, side))
+            levels, maps, _ = self._maps(torch.zeros(1, 3, side, side))
         self.train()
         strides = [side // level.shape[-1] for level in levels]
         last = {stride: index for index, stride in enumerate(strides[:-1]) if stride in TAP_STRIDES}
@@ -52,22 +57,27 @@ class SmpStudent(Student):
             *(Tap(f"encoder{s}", levels[i].shape[1], s, "encoder") for s, i in last.items()),
             Tap("bottleneck", levels[-1].shape[1], strides[-1], "bottleneck"),
             Tap("decoder", maps.shape[1] * self.fold**2, self.fold * side // maps.shape[-1], "decoder"),
+            *(latent_taps(strides[-1]) if latents else ()),
         )
 
-    def _maps(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _maps(self, inputs: Tensor) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
+        """The encoder's levels, the decoder's last map, and the latents."""
         levels = list(self.encoder(inputs))
-        return levels, self.decoder(levels)
+        if self.latents is None:
+            return levels, self.decoder(levels), {}
+        deepest, seen = self.latents(levels[-1])
+        return levels, self.decoder([*levels[:-1], deepest]), seen
 
     def segment(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Student.segment`."""
-        levels, maps = self._maps(inputs)
+        levels, maps, seen = self._maps(inputs)
         taps = {name: levels[index] for name, index in self.levels.items()}
-        return self.head(maps), taps | {"decoder": F.pixel_unshuffle(maps, self.fold)}
+        return self.head(maps), taps | seen | {"decoder": F.pixel_unshuffle(maps, self.fold)}
 
 
 @STUDENTS.register("smp")
 def build_smp(variant: str | None, latents: bool, pretrained: bool) -> SmpStudent:
-    """`smp:<Architecture>/<encoder>`; without latents.
+    """`smp:<Architecture>/<encoder>`.
 
     Raises:
         MissingDependencyError: no package, or no weights. UsageError: unknown names, or two that do not go together.
@@ -79,8 +89,6 @@ def build_smp(variant: str | None, latents: bool, pretrained: bool) -> SmpStuden
         what = "student 'smp' needs the segmentation-models-pytorch package"
         raise MissingDependencyError(what, got=error, remedy=remedy) from error
     name = f"smp:{variant or ''}"
-    if latents:
-        raise no_latents(name)
     architecture, _, encoder = (variant or "").partition("/")
     architectures = {kind.__name__: kind for kind in package.MODEL_ARCHITECTURES_MAPPING.values() if kind is not package.DPT}
     _known("architecture", architecture, list(architectures))
@@ -88,14 +96,14 @@ def build_smp(variant: str | None, latents: bool, pretrained: bool) -> SmpStuden
     try:
         mean, std, weights = _pretraining(package, encoder)
         network = architectures[architecture](encoder, encoder_weights="imagenet" if pretrained and weights else None)
-        return SmpStudent(network, mean, std, f"{encoder}, {weights}" if weights else None)
+        return SmpStudent(network, mean, std, f"{encoder}, {weights}" if weights else None, latents)
     except OSError as error:
         raise unreachable(name, error) from error
     except (RuntimeError, ValueError, KeyError, AssertionError, TypeError, IndexError) as error:
         raise UsageError(
             f"architecture {architecture} cannot be built on encoder {encoder}",
             got=first_line(error)[:160],
-            wanted="for instance smp:FPN/resnet18",
+            remedy="give another encoder or architecture, for instance --student smp:FPN/resnet18",
         ) from error
 
 

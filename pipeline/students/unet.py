@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
+from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents, latent_taps
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
-
-LATENT_CHANNELS = 256
-"""Width of L1 and L2 (arXiv 2512.09307)."""
 
 
 class ConvBlock(nn.Sequential):
@@ -26,20 +24,6 @@ class ConvBlock(nn.Sequential):
         for channels in (c_in, c_out):
             layers += [nn.Conv2d(channels, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
         super().__init__(*layers)
-
-
-class Latents(nn.Module):
-    """L1, a 1x1 convolution of the encoder's last map, and L2, a 3x3 convolution of L1; both go on to the decoder."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.first = nn.Conv2d(channels, LATENT_CHANNELS, 1)
-        self.second = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 3, padding=1)
-
-    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Bottleneck [b, c, h, w] -> L1, L2, both [b, 256, h, w]."""
-        first = self.first(maps)
-        return first, self.second(first)
 
 
 class UNet(Student):
@@ -66,8 +50,8 @@ class UNet(Student):
         maps = skips.pop()
         taps = {"encoder8": skips[3], "bottleneck": maps}
         if self.latents is not None:
-            taps["latent1"], taps["latent2"] = self.latents(maps)
-            maps = torch.cat([taps["latent1"], taps["latent2"]], 1)
+            maps, seen = self.latents(maps)
+            taps |= seen
         for block in self.decoder:
             maps = F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
             maps = block(torch.cat([maps, skips.pop()], 1))
@@ -77,12 +61,11 @@ class UNet(Student):
 
 def taps_of(widths: Sequence[int], latents: bool) -> tuple[Tap, ...]:
     """What a U-Net with these channels a level, finest first, lets objectives read."""
-    names = ("latent1", "latent2") if latents else ()
     return (
         Tap("encoder8", widths[3], 8, "encoder"),
         Tap("bottleneck", widths[4], 16, "bottleneck"),
         Tap("decoder8", widths[3], 8, "decoder"),
-        *(Tap(name, LATENT_CHANNELS, 16, "latent") for name in names),
+        *(latent_taps(16) if latents else ()),
     )
 
 
@@ -102,5 +85,5 @@ def base_width(title: str, family: str, variant: str | None) -> int:
         wanted = f"{family}:B with B from 4 to 128, for instance {family}:16" + (
             f"; {family}:deep or {family}:B-deep" if family == "unetpp" else ""
         )
-        raise UsageError(f"unknown {title} width {variant!r}", wanted=wanted)
+        raise UsageError(f"unknown {title} width {variant!r}", wanted=wanted, remedy=f"give --student {family}:32")
     return int(variant or 32)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student
-from polyp_difom.pipeline.students.unet import LATENT_CHANNELS, ConvBlock, Latents, base_width, taps_of
+from polyp_difom.pipeline.students.unet import ConvBlock, base_width, taps_of
 
 DEPTH = 4
 
@@ -45,8 +46,8 @@ class UNetPlusPlus(Student):
             rows.append([block(F.max_pool2d(rows[-1][0], 2))])
         taps = {"encoder8": rows[3][0], "bottleneck": rows[DEPTH][0]}
         if self.latents is not None:
-            taps["latent1"], taps["latent2"] = self.latents(rows[DEPTH][0])
-            rows[DEPTH] = [torch.cat([taps["latent1"], taps["latent2"]], 1)]
+            rows[DEPTH][0], seen = self.latents(rows[DEPTH][0])
+            taps |= seen
         for j in range(1, DEPTH + 1):
             for i in range(DEPTH + 1 - j):
                 upper = F.interpolate(rows[i + 1][j - 1], scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from polyp_difom.pipeline.evaluation.paired import IntervalWord, word_of_interval
 from polyp_difom.pipeline.objectives import weighted
 from polyp_difom.pipeline.objectives.protocol import Needs
 from polyp_difom.pipeline.recipe import DistillConfig
@@ -24,7 +25,7 @@ from polyp_difom.pipeline.sweep.space import UNREAD, Factors, Span
 
 FEWEST = 3
 """Independent differences below which no verdict is given."""
-Word = Literal["helped", "harmed", "no gain", "too few", "unknown"]
+Word = IntervalWord | Literal["too few", "unknown"]
 
 
 def counted(rows: Sequence[Row]) -> list[Row]:
@@ -168,7 +169,7 @@ class Comparison:
             return "unknown"
         if self.interval is None or len(self.differences) < FEWEST:
             return "too few"
-        return "helped" if self.interval[0] > 0 else "harmed" if self.interval[1] < 0 else "no gain"
+        return word_of_interval(self.interval)
 
     def among(self, rows: Sequence[Row]) -> Comparison:
         """The same for the pairs whose first trial is one of these."""
@@ -180,7 +181,8 @@ def paired(rows: Sequence[Row], factors: Factors, factor: str, reference: Any = 
     """Every other level of a factor against its reference: `none` for the objective, else the first value, unless given.
 
     A control stands beside every taught trial of the same student, seed and so on, whatever its teachers; one whose objective
-    reads stored spectra, which trains without affine augmentation, stands beside none that trained with it.
+    reads stored spectra, which trains without affine augmentation, stands beside none that trained with it; one that gives
+    the student latents, beside none without them.
     Empty for a range and for a factor with a single value.
     """
     values = factors[factor]
@@ -209,9 +211,10 @@ def _taught(settings: dict[str, Any]) -> bool:
 
 
 def _as_trained(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the affine augmentation that the training had, whatever was asked for."""
-    asked = settings.get("affine", DistillConfig.model_fields["affine"].default)
-    return {**settings, "affine": asked and not needs_of(settings).spectra}
+    """Settings with the affine augmentation and the latents that the training had, whatever was asked for."""
+    affine, latents = (settings.get(name, DistillConfig.model_fields[name].default) for name in ("affine", "latents"))
+    needs = needs_of(settings)
+    return {**settings, "affine": affine and not needs.spectra, "latents": latents or needs.latents}
 
 
 def _key(settings: dict[str, Any], *left_out: str) -> object:

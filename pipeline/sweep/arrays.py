@@ -63,7 +63,7 @@ def _target_keys(store: FeatureStore, config: SweepConfig) -> Iterator[str]:
     full = store.manifest.spectra == "full"
     for settings in _deciding(config):
         try:
-            trial = named(0, settings, config.factors).config(config.cache)
+            trial = named(0, settings, config.factors).config(config.cache, config.reads)
             needs = needs_of(trial.objective)
             if not (needs.maps or needs.spectra):
                 continue

@@ -26,7 +26,7 @@ _FACTS = TypeAdapter(dict[str, StudentFacts])
 
 
 def read_facts(path: Path) -> dict[str, dict[str, Any]]:
-    """By the student's name; empty before anything was measured.
+    """By the network's name, see `DistillConfig.network`; empty before anything was measured.
 
     Raises:
         RunError: the file is damaged.

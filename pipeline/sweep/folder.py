@@ -5,7 +5,7 @@ sweeps/<name>/{sweep.yaml, students.json, trials/<number>.json, runs/<trial>/, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from polyp_difom.cache.claims import living_owner
-from polyp_difom.cache.errors import CacheError, RunError, UsageError, first_line
-from polyp_difom.cache.lock import exclusive_lock, name_of_this_process
+from polyp_difom.cache.errors import RunError, UsageError, first_line
+from polyp_difom.cache.lock import exclusive_lock
 from polyp_difom.cache.staging import staged
 from polyp_difom.pipeline.files import contents, empty, write_text
 from polyp_difom.pipeline.json_files import read_json
 from polyp_difom.pipeline.models.strangers import require_closed
+from polyp_difom.pipeline.reads import SIGNATURE, Reads, require_kept
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.sweep.facts import read_facts
 from polyp_difom.pipeline.sweep.space import NAME_LENGTH, Factors, Span, Trial, Values, combinations, from_yaml, named, possible
@@ -49,6 +50,8 @@ class SweepConfig(BaseModel):
     stage_dir: str | None = None
     """Folder on each machine for its own copy of the store, see `polyp_difom.cache.staging`."""
     signature: str | None = None
+    reads: Reads | None = None
+    """What the store held when the sweep began, see `polyp_difom.pipeline.reads`: what it gains later is not read."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepConfig:
@@ -193,11 +196,11 @@ class SweepFolder:
             CacheError: the store is not the one that it was begun over. UsageError: another setting differs.
         """
         begun = self.config()
-        if config.signature != begun.signature:
-            raise CacheError(
-                "not the store that the sweep was begun over", where=config.cache, got=config.signature, wanted=begun.signature,
-                remedy="give that store, or begin a sweep over this one with another -o",
-            )  # fmt: skip
+        require_kept(
+            "not the store that the sweep was begun over", config.cache, dict(begun),
+            {**(config.reads or {}), SIGNATURE: config.signature},
+            "give that store, or begin a sweep over this one with another -o",
+        )  # fmt: skip
         if config.threads is None:
             config = config.model_copy(update={"threads": begun.threads})
         for name in ("cache", "factors", "sampler", "trials", "optimise", "prune", "sampler_seed", "threads"):
@@ -208,7 +211,8 @@ class SweepFolder:
                     wanted=f"{name} = {before}", remedy=f"polyp-difom sweep --resume -o {self.path}",
                 )  # fmt: skip
 
-        return config.model_copy(update={"factors": begun.factors})  # in their order there, which numbers the trials
+        names = ("factors", "signature", "reads")  # factors in their order there, which numbers the trials
+        return config.model_copy(update={name: getattr(begun, name) for name in names})
 
     def revive(self, *, failed: bool) -> None:
         """Stopped trials have as many lives as at first, since whoever stopped the sweep may have ended them.
@@ -271,23 +275,6 @@ class SweepFolder:
     def facts(self) -> dict[str, dict[str, Any]]:
         """See `read_facts`."""
         return read_facts(self.students)
-
-
-def begun(trial: Trial, before: Record | None, epochs_done: int) -> Record:
-    """The record of a trial that starts, or starts again, in this process."""
-    starts = (*(before.starts if before else ()), epochs_done)
-    return Record(
-        number=trial.number, name=trial.name, settings=trial.settings, state="running", starts=starts,
-        host=name_of_this_process(),
-    )  # fmt: skip
-
-
-def same_settings(records: list[Record], trial: Trial) -> Record | None:
-    """A finished trial of the same settings, trained for itself."""
-    alike: Iterator[Record] = (
-        r for r in records if r.settings == trial.settings and r.state == "finished" and r.same_as is None
-    )
-    return next((record for record in alike if record.number != trial.number), None)
 
 
 def _dumped(config: SweepConfig) -> str:

@@ -77,14 +77,14 @@ def forecast(config: SweepConfig, store: FeatureStore, where: Path, progress: Pr
     progress = progress or Progress()
     device, trials = torch.device(config.device), _expected(config)
     machine = {"device": config.device, "signature": config.signature, "threads": config.threads}
-    configs = [trial.config(config.cache, **machine) for trial in trials]
+    configs = [trial.config(config.cache, config.reads, **machine) for trial in trials]
     began = perf_counter()
-    facts = student_facts((one.student for one in configs), store, device, config.threads or 1, progress)
-    known = [one for one in configs if facts[one.student]["error"] is None]
+    facts = student_facts((one.network for one in configs), store, device, config.threads or 1, progress)
+    known = [one for one in configs if facts[one.network]["error"] is None]
     jobs, threads, reason = _jobs(config, known, store, device, progress)
     measuring = perf_counter() - began
     paces = _paces(known, jobs, threads, progress)
-    rows = [_row(trial, one, facts[one.student], paces, store) for trial, one in zip(trials, configs, strict=True)]
+    rows = [_row(trial, one, facts[one.network], paces, store) for trial, one in zip(trials, configs, strict=True)]
     found = [pace for pace in paces.values() if isinstance(pace, Pace)]
     predicted = Forecast(
         rows, jobs, threads, reason, measuring / 60 + last_end((row.minutes or 0.0 for row in rows), jobs),
@@ -164,10 +164,14 @@ def last_end(minutes: Iterable[float], jobs: int) -> float:
 
 
 def _peak_bytes(rows: Sequence[Row], paces: Sequence[Pace], jobs: int, config: SweepConfig) -> int:
-    """Run folders, and states to go on from: two of a running trial while one replaces the other, one of a pruned trial."""
+    """Run folders, and states to go on from: two of a running trial while one replaces the other, one of a pruned trial.
+
+    Trials of no figure, which cannot be trained, write neither.
+    """
+    written = [row.bytes for row in rows if row.bytes is not None]
     state = max((pace.resume_bytes for pace in paces), default=0)
-    pruned = len(rows) if config.sampler == "tpe" and config.prune else 0
-    return sum(row.bytes or 0 for row in rows) + (2 * min(jobs, len(rows)) + pruned) * state
+    pruned = len(written) if config.sampler == "tpe" and config.prune else 0
+    return sum(written) + (2 * min(jobs, len(written)) + pruned) * state
 
 
 def _store_bytes(paces: Sequence[Pace], store: FeatureStore) -> int:

@@ -20,6 +20,7 @@ from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.memory import free_memory
 from polyp_difom.pipeline.models.network import NO_META
 from polyp_difom.pipeline.progress import Progress
+from polyp_difom.pipeline.recipe import WITH_LATENTS
 from polyp_difom.pipeline.students.protocol import Student, build_student, parameter_count
 from polyp_difom.pipeline.sweep.pace import side_by_side
 from polyp_difom.pipeline.sweep.worker import Arrays
@@ -37,7 +38,7 @@ MEMORY_SHARE = 0.9
 ON_GPU = (1, 2, 3, 4)
 UNPRICED = (
     *("epochs", "learning_rate", "schedule", "weight_decay", "clip", "patience", "distill_weight", "weight_schedule"),
-    *("seed", "pretrained", "signature", "views", "flips", "auto"),
+    *("seed", "pretrained", "signature", "reads", "views", "flips", "auto"),
 )
 """Settings that do not change what a step costs."""
 
@@ -45,7 +46,7 @@ UNPRICED = (
 def student_facts(
     names: Iterable[str], store: FeatureStore, device: torch.device, threads: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Size and speed of each student with random weights, by its name.
+    """Size and speed of each network (see `DistillConfig.network`) with random weights, by its name.
 
     parameters; gmacs and latency_ms (median, float32, eager) of one frame of the store's side; device; threads; error: why a
     student cannot be built, or not be trained in the device's free memory, None otherwise. It then has no figures.
@@ -69,7 +70,7 @@ def student_facts(
 def _figures(name: str, size: int, device: torch.device) -> dict[str, Any]:
     shapes = _shapes(name, device)
     counted = complexity(shapes, size)
-    student = build_student(name).to(device).to(memory_format=torch.channels_last).eval()
+    student = _built(name).to(device).to(memory_format=torch.channels_last).eval()
     frame = torch.rand(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -84,6 +85,10 @@ def _figures(name: str, size: int, device: torch.device) -> dict[str, Any]:
     return {"parameters": counted.parameters, "gmacs": counted.macs / 1e9, "latency_ms": latency.median_ms}
 
 
+def _built(network: str) -> Student:
+    return build_student(network.removesuffix(WITH_LATENTS), network.endswith(WITH_LATENTS))
+
+
 def _shapes(name: str, device: torch.device) -> Student:
     """The student without values, where it can be built so.
 
@@ -92,11 +97,11 @@ def _shapes(name: str, device: torch.device) -> Student:
     """
     try:
         with torch.device("meta"):
-            student = build_student(name)
+            student = _built(name)
     except UsageError as error:
         if NO_META not in str(error):
             raise
-        student = build_student(name)
+        student = _built(name)
     needed, free = parameter_count(student) * BYTES_A_PARAMETER, free_memory(device)
     if needed > free:
         raise RunError(
@@ -195,14 +200,14 @@ def priced(config: DistillConfig) -> DistillConfig:
 def _dearest_first(configs: Sequence[DistillConfig], store: FeatureStore, device: torch.device) -> list[DistillConfig]:
     """Distinct settings by the arithmetic of a step, taught ones before controls; without students that cannot be trained."""
     costs: dict[str, int] = {}
-    for name in {config.student for config in configs}:
+    for name in {config.network for config in configs}:
         try:
             costs[name] = complexity(_shapes(name, device), store.manifest.frame_size).macs
         except (PolypDifomError, RuntimeError):
             continue
-    distinct = dict.fromkeys(priced(config) for config in configs if config.student in costs)
+    distinct = dict.fromkeys(priced(config) for config in configs if config.network in costs)
 
     def cost(config: DistillConfig) -> tuple[int, bool]:
-        return costs[config.student] * config.batch_size, config.objective != "none"
+        return costs[config.network] * config.batch_size, config.objective != "none"
 
     return sorted(distinct, key=cost, reverse=True)

@@ -70,7 +70,7 @@ def _row(folder: SweepFolder, record: Record, by_number: dict[int, Record], fact
     history = folder.run(source.trial).history()
     best = max(history, key=lambda epoch: epoch["val_dice"], default=None)
     default = DistillConfig.model_fields
-    student = facts.get(record.trial.student, {})
+    student = facts.get(record.trial.network, {})
     return Row(
         number=record.number, name=record.name, settings=record.settings, state=record.state,
         epoch=len(history), epochs=record.settings.get("epochs", default["epochs"].default),

@@ -15,14 +15,14 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.device import pick_device
 from polyp_difom.pipeline.files import write_json
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.recipe import DistillConfig
+from polyp_difom.pipeline.reads import parts
 from polyp_difom.pipeline.sweep.arrays import shared_arrays
 from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.local import Look, run_local
 from polyp_difom.pipeline.sweep.probe import choose_jobs, cores, student_facts
 from polyp_difom.pipeline.sweep.processes import context, end_with_parent
 from polyp_difom.pipeline.sweep.results import write_results
-from polyp_difom.pipeline.sweep.space import Span, checked
+from polyp_difom.pipeline.sweep.space import Span, checked, networks
 from polyp_difom.pipeline.sweep.worker import Arrays
 
 ONE_BY_ONE = "one trial after another, each chosen from those before it; --jobs N for several side by side"
@@ -63,7 +63,7 @@ class Local:
             jobs, threads = config.jobs, max(1, cores() // config.jobs)
         else:
             machine = {"device": config.device, "signature": config.signature, "threads": config.threads}
-            configs = [trial.config(config.here().cache, **machine) for trial in config.planned()]
+            configs = [trial.config(config.here().cache, config.reads, **machine) for trial in config.planned()]
             jobs, threads, reason = (1, cores(), ONE_BY_ONE)
             if configs:
                 jobs, threads, reason = choose_jobs(configs, arrays, store, device, progress)
@@ -95,7 +95,8 @@ def resolved(config: SweepConfig, store: FeatureStore, engine: Engine = LOCAL) -
     """
     store.require_complete()
     factors, device = checked(config.factors, store, config.sampler), engine.device(config.device)
-    return config.model_copy(update={"factors": factors, "device": device, "signature": store.manifest.signature()})
+    held = {"signature": store.manifest.signature(), "reads": parts(store.manifest)}
+    return config.model_copy(update={"factors": factors, "device": device, **held})
 
 
 def sweep(
@@ -169,7 +170,5 @@ def _ready(
         progress.say(f"{trials} trials{merged if config.sampler == 'grid' and trials < every else ''}")
     config, arrays = engine.ready(config, store, progress)
     if not folder.students.is_file():
-        names = config.factors.get("student", (DistillConfig.model_fields["student"].default,))
-        assert not isinstance(names, Span)  # noqa: S101
-        write_json(folder.students, engine.facts(names, config, store, progress))
+        write_json(folder.students, engine.facts(networks(config.factors), config, store, progress))
     return config, arrays

@@ -154,10 +154,10 @@ class Guided:
         return max(epoch["val_dice"] for epoch in self.folder.run(source.trial).history())
 
     def _latency(self, record: Record) -> float:
-        student = record.trial.student
-        latency = self.folder.facts().get(student, {}).get("latency_ms")
+        network = record.trial.network
+        latency = self.folder.facts().get(network, {}).get("latency_ms")
         if latency is None:
-            raise RunError("the student's latency was not measured", where=self.folder.students, wanted=student)
+            raise RunError("the student's latency was not measured", where=self.folder.students, wanted=network)
         return latency
 
 

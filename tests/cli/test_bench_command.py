@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def test_a_runtime_asked_for_by_name_must_be_there(refused: Callable[..., str], 
 
     monkeypatch.setattr(bench, "_exported", missing)
     assert "polyp-difom[openvino]" in refused(5, "bench", "student", "unet:4", "--size", "64", "--runtimes", "openvino")
+
+
+def test_reader_tells_first_from_later_passes_and_which_samples_are_too_small_to_judge(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyp_difom.pipeline.bench import reader
+    from polyp_difom.pipeline.bench.reader import KEY, drawn_store
+
+    monkeypatch.setattr(reader, "bench_reader", partial(reader.bench_reader, repeats=1))
+    drawn_store(tmp_path / "s.zarr", (4, 6, 6), 20)
+    table = cli("bench", "reader", tmp_path / "s.zarr", "-q")
+    assert table.exit_code == 0, table.stderr
+    printed = " ".join(table.stdout.split())
+    assert "first pass" in printed
+    assert f"not judged: {KEY}: the bars are for samples of 100 KB and more" in printed
+    rows = json.loads(cli("bench", "reader", tmp_path / "s.zarr", "--json", "-q").stdout)["rows"]
+    assert {row["way"] for row in rows} >= {"polyp-difom", "polyp-difom, first pass", "zarr-python", "npy memmap"}
+    assert {row["met"] for row in rows} == {None}
 
 
 def test_metrics_prints_a_row_for_each_measure(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

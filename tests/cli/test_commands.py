@@ -63,6 +63,25 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
+QUIET = """
+import sys
+sys.argv = ["polyp-difom", "--version"]
+from polyp_difom.cli.main import main
+try:
+    main()
+except SystemExit:
+    import huggingface_hub
+print(huggingface_hub.logging.get_verbosity())
+"""
+
+
+@pytest.mark.parametrize(("given", "level"), [({}, 40), ({"HF_HUB_VERBOSITY": "info"}, 20)])
+def test_retries_of_the_hubs_client_are_silent_unless_asked_for(given: dict[str, str], level: int) -> None:
+    environment = {name: value for name, value in PLAIN.items() if name != "HF_HUB_VERBOSITY"} | given
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.split()[-1] == str(level), done.stderr
+
+
 @pytest.mark.parametrize("words", [["--help"], ["extract", "--help"], ["distill", "--help"], ["--version"]], ids=" ".join)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", HELP, *words], capture_output=True, text=True, env=PLAIN, timeout=60)

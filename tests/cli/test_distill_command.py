@@ -97,14 +97,19 @@ def test_a_runs_own_configuration_is_a_configuration(objective: str, train: Call
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("objectiv: none", ["unknown option 'objectiv'", "did you mean objective"]),
-        ("- none", ["no mapping"]),
-        ("epochs: [", ["cannot be read"]),
-        ("epochs: many", ["--epochs"]),
-        ("student: 4", ["--student"]),
+        ("seed: 1\nobjectiv: none", ["unknown option 'objectiv'", "did you mean objective", "c.yaml, line 2"]),
+        ("- none", ["no mapping", "c.yaml"]),
+        ("seed: 1\nepochs: [", ["cannot be read", "c.yaml", "line 2: expected"]),
+        ("a: &a 1\nb: *a", ["cannot be read", "c.yaml", "line 2: an alias"]),
+        ("seed: 1\nepochs: many", ["epochs cannot be used", "c.yaml, line 2", "many"]),
+        ("student: 4", ["student cannot be used", "c.yaml, line 1"]),
+        ("seed: 1\n\nbatch-size: 0", ["batch_size cannot be used", "c.yaml, line 3"]),
+        ("epochs: 3\nepochs: -3", ["epochs cannot be used", "c.yaml, line 2"]),
+        ("<<: {epochs: -3}", ["epochs cannot be used", "c.yaml"]),
+        ("teachers: ''", ["nothing is named", "c.yaml: teachers"]),
     ],
 )
-def test_a_bad_configuration_is_refused_by_key(
+def test_a_bad_configuration_is_refused_by_file_line_and_key(
     text: str, said: list[str], refused: Refused, store: FeatureStore, tmp_path: Path
 ) -> None:
     (tmp_path / "c.yaml").write_text(text)
@@ -121,6 +126,7 @@ def test_a_bad_configuration_is_refused_by_key(
         (2, ["--student", "unet:999"], ["unknown U-Net width '999'"]),
         (2, ["--objective", "multi"], ["unknown objective 'multi'", "did you mean multiscale"]),
         (2, ["--teachers", "sam:vit_b"], ["does not hold teacher 'sam:vit_b'", "dinov2:small"]),
+        (2, ["--teachers", "dinov2:smal"], ["did you mean dinov2:small?"]),
         (2, ["--teachers", ""], ["--teachers", "nothing is named"]),
         (2, ["--epochs", "0"], ["--epochs", "greater than 0"]),
         (2, ["--seed", "-1"], ["--seed"]),
@@ -138,6 +144,16 @@ def test_an_option_that_cannot_be_used_is_named(
     for words in said:
         assert words in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flag_is_blamed_itself_though_the_configuration_sets_the_same_option(
+    refused: Refused, store: FeatureStore, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("epochs: 3\nseed: 1\n")
+    words = ["--cache", store.location, "--config", tmp_path / "c.yaml", "-o", tmp_path / "r", "--epochs", "0"]
+    message = refused(2, "distill", *words)
+    assert "--epochs cannot be used" in message
+    assert "c.yaml" not in message
 
 
 def test_the_store_must_be_given(refused: Refused) -> None:

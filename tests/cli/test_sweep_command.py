@@ -32,7 +32,7 @@ def test_a_sweep_prints_its_table_its_best_trial_and_the_next_command(
     result = cli(*words("objective=none,multiscale"), "-o", folder)
     assert result.exit_code == 0, (result.stderr, result.exception)
     assert "000-none" in result.stdout
-    assert f"polyp-difom evaluate {folder}/runs/" in result.stdout
+    assert f"next: polyp-difom evaluate {folder} --data DIR\n" in result.stdout
     assert "001-multiscale finished val Dice" in result.stderr
     assert (folder / "results.csv").read_text().count("finished") == 2
     assert (folder / "runs/000-none/config.yaml").is_file()

@@ -9,7 +9,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from polyp_difom.cli.main import app
-from polyp_difom.pipeline.evaluation import metrics
+from polyp_difom.pipeline.evaluation.paired import bootstrap
 
 from .load import leaked_descriptors, make_frames, make_store, measure
 
@@ -47,7 +47,7 @@ def test_figures_and_page_of_more_frames_take_no_more_memory_than_their_rows(tmp
 def test_the_interval_of_ten_thousand_images_takes_no_more_memory_than_their_scores() -> None:
     scores = np.random.default_rng(0).random(10_000)
     tracemalloc.start()
-    metrics._bootstrap(scores)
+    bootstrap(scores)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20

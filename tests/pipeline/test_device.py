@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.pipeline.device import autocast, pick_device, pick_precision
+from polyp_difom.pipeline.device import autocast, out_of_memory, pick_device, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -73,3 +73,22 @@ def test_autocast_touches_nothing_in_float32() -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(CPU, precision):
             assert layer(inputs).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+    ids=str,
+)
+def test_a_lack_of_memory_is_known_whichever_library_reports_it(error: RuntimeError, expected: bool) -> None:
+    assert out_of_memory(error) is expected

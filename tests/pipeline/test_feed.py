@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +192,37 @@ def test_a_teacher_that_the_store_lacks_is_refused_with_those_it_holds(make_stor
     with pytest.raises(UsageError, match="'sam:vit_b'") as caught:
         choose_teachers(store, (TEACHER, "sam:vit_b"))
     assert TEACHER in str(caught.value.details["wanted"])
+
+
+@pytest.mark.parametrize("spelt", ["toy:runs/of/may/a", "toy:b", "toi"])
+def test_a_teacher_of_nearly_that_name_or_named_by_its_folder_is_offered(spelt: str, make_store: StoreMaker) -> None:
+    store = make_store()
+    with pytest.raises(UsageError, match="did you mean toy:a") as caught:
+        choose_teachers(store, (spelt,))
+    assert f"polyp-difom cache extend {store.location} --teachers {spelt}" in caught.value.message
+
+
+def holding(*teachers: str) -> Any:
+    entries = [SimpleNamespace(name=name) for name in teachers]
+    return SimpleNamespace(location="a.zarr", manifest=SimpleNamespace(teachers=entries))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "full"),
+    [
+        (("sam", "dinov2"), ("sam:vit_b", "dinov2:base@9+12")),
+        (("dinov2@9+12", "sam:vit_b", "sam"), ("dinov2:base@9+12", "sam:vit_b")),
+        (("medsam",), ("medsam@mask",)),
+        (("litemedsam", "run@mask"), ("litemedsam", "run:a+b@mask")),
+        (("run:a",), ("run:a",)),
+    ],
+)
+def test_a_family_stands_for_the_one_teacher_of_it_that_the_store_holds(wanted: tuple[str, ...], full: tuple[str, ...]) -> None:
+    store = holding("sam:vit_b", "dinov2:base@9+12", "litemedsam", "medsam@mask", "run:a", "run:a+b@mask")
+    assert choose_teachers(store, wanted) == full
+    with pytest.raises(UsageError, match="several teachers 'run'") as caught:
+        choose_teachers(store, ("sam", "run"))
+    assert caught.value.details["wanted"] == "one of: run:a, run:a+b@mask"
 
 
 def test_target_specs_tell_grids_strides_and_deviations(make_store: StoreMaker) -> None:

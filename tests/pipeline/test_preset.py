@@ -35,7 +35,8 @@ def test_the_published_recipe_is_as_published() -> None:
     paper = DistillConfig(cache="s", **read_preset("paper"))
     assert (paper.optimizer, paper.learning_rate, paper.batch_size, paper.epochs) == ("adam", 1e-4, 6, 75)
     notebook = DistillConfig(cache="s", **read_preset("notebook"))
-    assert notebook == paper.model_copy(update={"objective": "notebook"})
+    assert (paper.loss, paper.flips, paper.colour, paper.affine, paper.latents) == ("dice-bce", True, False, False, True)
+    assert notebook == paper.model_copy(update={"objective": "notebook", "latents": False})
 
 
 def test_an_unknown_preset_is_answered_with_close_matches() -> None:

@@ -18,6 +18,7 @@ from polyp_difom.pipeline import trainer as training
 from polyp_difom.pipeline.averaging import AveragedStudent
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.extract import extract
+from polyp_difom.pipeline.introducing import introduce
 from polyp_difom.pipeline.plan import ExtractConfig
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runs import read_checkpoint, write_checkpoint
@@ -136,6 +137,19 @@ def test_averaged_weights_and_statistics_follow_the_trained_ones_and_are_what_is
     assert not torch.equal(averaged[weight], last[weight])
 
 
+def test_a_decay_that_a_training_is_too_short_for_is_warned_of_with_one_that_fits(
+    distilling: Distilling, store: FeatureStore
+) -> None:
+    def said(ema: float) -> str:
+        told = Told()
+        introduce(Trainer(distilling(objective="none", ema=ema), store, told))  # 3 epochs of 5 steps
+        return "\n".join(line for line in told.lines if "--ema" in line)
+
+    assert "--ema 0.99 averages over about 100 steps, and this training has 15" in said(0.99)
+    assert "its decay grows to 0.625 only; --ema 0.62 or less" in said(0.99)
+    assert said(0.62) == said(0) == ""
+
+
 def test_patience_ends_a_training_that_gets_no_better_and_the_best_stays(
     distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,13 +264,13 @@ def test_out_of_memory_with_one_frame_is_an_error(
 def test_few_frames_and_empty_masks_are_told_at_the_start(distilling: Distilling, store: FeatureStore) -> None:
     told = Told()
     trainer = Trainer(distilling(batch_size=100), store, told)
-    trainer.introduce()
+    introduce(trainer)
     assert any("each step takes all 20" in line for line in told.lines)
     assert not any("warning" in line for line in told.lines)
     assert [len(batch.frames) for batch in trainer.batches(0)] == [20]
     for feed in (trainer.train, trainer.val):
         feed.masks = torch.zeros_like(feed.masks)
-    trainer.introduce()
+    introduce(trainer)
     assert [line for line in told.lines if line.startswith(f"warning: all 20 train masks of {store.location} are empty")]
     assert [line for line in told.lines if line.startswith("warning: all 2 val masks")]
 

@@ -22,7 +22,6 @@ from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.feed import target_specs
 from polyp_difom.pipeline.models.loading import load_model
 from polyp_difom.pipeline.plan import ExtractConfig
-from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.recompute import recompute
 from polyp_difom.pipeline.repair import repair
 from polyp_difom.pipeline.resample import area_resample
@@ -30,18 +29,10 @@ from polyp_difom.pipeline.runs import read_checkpoint, write_checkpoint
 from polyp_difom.pipeline.showing import show
 from polyp_difom.pipeline.teachers.protocol import full_name, implied_weights, load_teacher, weights_digest
 
+from ..conftest import Heard
+
 Extracting = Callable[..., ExtractConfig]
 Distilling = Callable[..., DistillConfig]
-
-
-class Heard(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +159,14 @@ def test_a_mask_is_the_mean_probability_that_evaluation_would_see(finished_run: 
     assert (spec.name, spec.kind, spec.strides, spec.channels) == ("run:finished+second@mask", "mask", (1,), (1,))
 
 
+def test_a_run_s_maps_are_float32s_whatever_the_precision(finished_run: Path) -> None:
+    teacher, inputs = load_teacher(f"run:{finished_run}"), torch.rand(1, 3, 64, 64)
+    exact = teacher(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = teacher(inputs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))
+
+
 def test_a_plus_in_a_folder_s_name_is_no_ensemble(finished_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "000-sam+dino")
     teacher = load_teacher(f"run:{folder}@mask")
@@ -265,7 +264,7 @@ def test_a_run_that_learned_from_validation_frames_is_named(
     (tmp_path / "split.csv").write_text("\n".join(["stem,split", *rows]))
     heard = Heard()
     extract(teaching(tmp_path / "s.zarr", split_by=str(tmp_path / "split.csv")), heard)
-    assert "learned from 3 of the 5 validation frames" in "".join(text for text in heard.said if "warning" in text)
+    assert "learned from 3 of the 5 validation frames" in "".join(text for text in heard.lines if "warning" in text)
 
 
 def _of_other_weights(run: Path) -> None:

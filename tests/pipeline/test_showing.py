@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,19 @@ from polyp_difom.pipeline import showing
 from polyp_difom.pipeline.showing import Colours, choose_samples, show
 
 StoreMaker = Callable[..., FeatureStore]
-SIDE, GAP = 64, 6
+SIDE, GAP, STRIP = 64, 6, 16
+COLUMNS = 8
+
+
+def lefts(sheet: Image.Image) -> list[int]:
+    """Where columns begin."""
+    pitch, rest = divmod(sheet.width - GAP, COLUMNS)
+    assert rest == 0
+    return [GAP + column * pitch for column in range(COLUMNS)]
 
 
 def panel(sheet: Image.Image, row: int, column: int) -> np.ndarray:
-    strip = round(10.0 * 1.6)
-    left, top = GAP + column * (SIDE + GAP), strip + row * (strip + SIDE + GAP) + strip
+    left, top = lefts(sheet)[column], STRIP + row * (STRIP + SIDE + GAP) + STRIP
     return np.asarray(sheet)[top : top + SIDE, left : left + SIDE]
 
 
@@ -40,9 +48,17 @@ def test_maps_lie_over_the_frame_under_every_view(make_store: StoreMaker, view: 
 
 def test_there_is_a_row_for_each_sample_and_a_column_for_each_band(make_store: StoreMaker) -> None:
     sheet = show(make_store(kind="low"), ["frame1", "frame7"], "hflip")
-    assert sheet.size == (GAP + 8 * (SIDE + GAP), 16 + 2 * (16 + SIDE + GAP))
+    assert sheet.height == STRIP + 2 * (STRIP + SIDE + GAP)
     high = panel(sheet, 1, 4)
     assert high.std() > 0
+
+
+def test_titles_of_small_frames_do_not_run_into_one_another(make_store: StoreMaker) -> None:
+    sheet = show(make_store(), ["frame1"])
+    titles = np.asarray(sheet)[:STRIP].astype(int) - np.asarray(sheet)[0, 0]
+    for left, following in pairwise([*lefts(sheet), sheet.width]):
+        assert np.abs(titles[:, left : following - GAP]).any()
+        assert not np.abs(titles[:, following - GAP : following - 1]).any()  # a letter may hang over by one
 
 
 def test_a_few_samples_are_spread_over_the_store_where_none_is_named(make_store: StoreMaker) -> None:

@@ -17,13 +17,14 @@ class StudentTester:
     name: str
     published: str
     parameters: int
+    parameters_with_latents: int
     sides: int = 0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    @pytest.fixture
-    def student(self) -> Student:
-        return build_student(self.name)
+    @pytest.fixture(params=[False, True], ids=["plain", "latents"])
+    def student(self, request: pytest.FixtureRequest) -> Student:
+        return build_student(self.name, latents=request.param)
 
     def test_logits_have_the_frame_size(self, student: Student) -> None:
         for side in (2 * student.stride, 6 * student.stride):
@@ -110,7 +111,30 @@ class StudentTester:
         assert all(torch.equal(after[name], again[name]) for name in inner)
 
     def test_the_parameter_count_is_the_known_one(self) -> None:
-        assert parameter_count(build_student(self.published)) == self.parameters
+        with torch.device("meta"):
+            counts = [parameter_count(build_student(self.published, latents)) for latents in (False, True)]
+        assert counts == [self.parameters, self.parameters_with_latents]
+
+    def test_latents_come_only_on_request_at_the_stride_of_the_encoders_last_map(self) -> None:
+        for latents in (False, True):
+            taps = {tap.name: tap for tap in build_student(self.name, latents).taps if tap.role in ("latent", "bottleneck")}
+            assert list(taps) == ["bottleneck", *(["latent1", "latent2"] if latents else [])]
+            assert {tap.stride for tap in taps.values()} == {taps["bottleneck"].stride}
+            assert all(tap.channels == 256 for name, tap in taps.items() if name != "bottleneck")
+
+    def test_the_encoders_last_map_reaches_the_logits_through_the_latents_alone(self) -> None:
+        student = build_student(self.name, latents=True).eval()
+        frames = torch.rand(1, 3, 64, 64)
+        logits, maps = student.features(frames)
+        torch.testing.assert_close(maps["latent1"], student.latents.first(maps["bottleneck"]))
+        torch.testing.assert_close(maps["latent2"], student.latents.second(maps["latent1"]))
+        for source in ("bottleneck", "latent1", "latent2"):
+            (gradient,) = torch.autograd.grad(logits.square().sum(), maps[source], retain_graph=True)
+            assert gradient.abs().sum() > 0
+        torch.nn.init.zeros_(student.latents.first.weight)
+        logits, maps = student.features(frames)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), maps["bottleneck"])
+        assert gradient.abs().sum() == 0
 
     def test_an_exported_network_answers_as_torch_does_for_other_batches_than_the_traced_one(self, tmp_path: Path) -> None:
         runtime = pytest.importorskip("onnxruntime")
@@ -129,34 +153,7 @@ class StudentTester:
         torch.testing.assert_close(traced(frames), wanted, rtol=1e-4, atol=1e-4)
 
 
-class LatentsTester(StudentTester):
-    """What a student owes that has a place for L1 and L2; everything else must hold with and without them."""
-
-    parameters_with_latents: int
-
-    @pytest.fixture(params=[False, True], ids=["plain", "latents"])
-    def student(self, request: pytest.FixtureRequest) -> Student:
-        return build_student(self.name, latents=request.param)
-
-    def test_latents_come_only_on_request(self) -> None:
-        for latents in (False, True):
-            taps = [tap for tap in build_student(self.name, latents).taps if tap.role == "latent"]
-            assert [tap.name for tap in taps] == (["latent1", "latent2"] if latents else [])
-            assert all(tap.channels == 256 for tap in taps)
-
-    def test_the_parameter_count_with_latents_is_the_known_one(self) -> None:
-        assert parameter_count(build_student(self.published, latents=True)) == self.parameters_with_latents
-
-
-class NoLatentsTester(StudentTester):
-    """What a student owes that has none."""
-
-    def test_latents_are_refused(self) -> None:
-        with pytest.raises(UsageError, match="no latents"):
-            build_student(self.name, latents=True)
-
-
-class TestUNet(LatentsTester):
+class TestUNet(StudentTester):
     name = "unet:4"
     published = "unet"
     parameters = 7_849_601
@@ -171,7 +168,7 @@ class TestUNet(LatentsTester):
             build_student(f"unet:{width}")
 
 
-class TestUNetPlusPlus(LatentsTester):
+class TestUNetPlusPlus(StudentTester):
     name = "unetpp:4"
     published = "unetpp"
     parameters = 9_159_681  # published: 9.16 M
@@ -183,7 +180,7 @@ class TestUNetPlusPlus(LatentsTester):
                 build_student(f"unetpp:{width}")
 
 
-class TestUNetPlusPlusDeep(LatentsTester):
+class TestUNetPlusPlusDeep(StudentTester):
     name = "unetpp:4-deep"
     published = "unetpp:deep"
     sides = 3
@@ -201,29 +198,32 @@ class TestUNetPlusPlusDeep(LatentsTester):
         assert torch.equal(student.eval()(frames), plain(frames))
 
 
-class TestLight(LatentsTester):
+class TestLight(StudentTester):
     name = published = "light"
     parameters = 3_030_593
     parameters_with_latents = 3_715_137
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
 
 
-class TestEmcad(NoLatentsTester):
+class TestEmcad(StudentTester):
     name = "emcad:b0"
     published = "emcad"
     sides = 3
     parameters = 24_849_856 + 1_914_837  # published: 26.76 M, of which 1.91 M the decoder
+    parameters_with_latents = parameters + 256 * 513 + 256 * (9 * 256 + 1) + 512 * 513  # L1, L2, and back to 512 channels
 
 
-class TestPraNet(NoLatentsTester):
+class TestPraNet(StudentTester):
     name = published = "pranet"
     sides = 3
     parameters = 32_547_319 - 2_049_000  # published: 32.55 M, with the encoder's unused classifier of 1,000 ImageNet classes
+    parameters_with_latents = parameters + 256 * 2049 + 256 * (9 * 256 + 1) + 2048 * 513
 
 
-class TestSmp(NoLatentsTester):
+class TestSmp(StudentTester):
     name = published = "smp:FPN/tu-mobilenetv3_small_050"
     parameters = 1_983_265
+    parameters_with_latents = parameters + 256 * 289 + 256 * (9 * 256 + 1) + 288 * 513
 
     @pytest.fixture(autouse=True)
     def _package(self) -> None:
@@ -249,8 +249,9 @@ def test_a_student_without_pretrained_weights_has_nothing_to_load(name: str) -> 
 
 @pytest.mark.parametrize("name", ["pranet:small", "light:2", "light:lite3", "emcad:b9", "emcad:2"])
 def test_a_variant_that_a_student_has_not_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="has no variant"):
+    with pytest.raises(UsageError, match="has no variant") as caught:
         build_student(name)
+    assert f"--student {name.partition(':')[0]}" in str(caught.value.details["next"])
 
 
 @pytest.mark.parametrize("name", ["light:lite1", "light:lite2"])

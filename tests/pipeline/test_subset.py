@@ -98,8 +98,10 @@ def test_fewer_views_are_the_first_and_frames_are_flipped_among_these_alone(stor
     ("wanted", "says"),
     [
         ({"scales": ("s8", "s4")}, r"scale 's4'.*s8, s16, s32"),
-        ({"channels": 17}, r"fewer channels.*channels = 17.*at most 16"),
-        ({"views": 3}, r"fewer views.*views = 3.*at most 2"),
+        ({"channels": 17}, r"fewer channels.*channels = 17.*at most 16.*leave --channels out, or .* extract --channels 17 "),
+        ({"channels": 33}, r"fewer channels.*at most 16.*leave --channels out$"),  # more than the teacher has
+        ({"views": 3}, r"fewer views.*views = 3.*at most 2.*leave --views out, or .* extract --views 4 "),
+        ({"views": 5}, r"fewer views.*at most 2.*leave --views out$"),
     ],
 )
 def test_what_the_store_does_not_hold_is_refused(distilling: Distilling, tmp_path: Path, wanted: dict, says: str) -> None:
@@ -117,9 +119,9 @@ def test_a_run_on_a_subset_records_it_and_leaves_the_store_alone(
     path = store.location.path
     assert path is not None
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    wanted = {"scales": ("s32", "s16"), "channels": 8, "views": 1}
+    wanted = {"teachers": ("dinov2",), "scales": ("s32", "s16"), "channels": 8, "views": 1}
     run = distill(distilling(objective=objective, epochs=1, **wanted), tmp_path / "run")
-    recorded = {"scales": ["s16", "s32"], "channels": 8, "views": 1}
+    recorded = {"teachers": [DINO], "scales": ["s16", "s32"], "channels": 8, "views": 1}
     assert {name: run.config()[name] for name in recorded} == recorded
     header = read_checkpoint(run.best)[1]
     assert {name: header[name] for name in recorded} == recorded

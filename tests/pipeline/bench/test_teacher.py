@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from polyp_difom.cli.main import app
 from polyp_difom.pipeline.bench import teacher as bench
 from polyp_difom.pipeline.bench.teacher import TeacherBench, bench_teacher
 from polyp_difom.pipeline.teachers.attention import FusedAttention, fuse_attention
-from polyp_difom.pipeline.teachers.compiling import compiled
+from polyp_difom.pipeline.teachers.compiling import PAYS_FROM, choose, compile_where_it_pays, compiled
 from polyp_difom.pipeline.teachers.protocol import Teacher, TeacherSpec
 
 NAME = "dinov2:small"
@@ -104,6 +105,13 @@ def test_sam_is_timed_with_random_weights(benching: Benching, monkeypatch: pytes
     assert [way.precision for way in found.ways] == ["float32", "bfloat16"]
 
 
+def test_a_teacher_that_runs_in_float32_always_is_labelled_so(benching: Benching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Teacher, "exact", True)
+    found = benching(precision="bfloat16")
+    assert [way.precision for way in found.ways] == ["float32", "float32"]
+    assert list(found.peaks) == ["float32"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"random": True}, "given or random"), ({"frames": 3}, "too few frames")],
@@ -173,3 +181,59 @@ def test_only_full_batches_run_compiled_and_the_state_dict_stays(monkeypatch: py
     fast(frames[:2])
     assert sizes == [3]
     assert list(fast.state_dict()) == names
+
+
+def test_compiling_is_chosen_for_many_images_of_a_measured_family_on_a_gpu_alone() -> None:
+    teacher, gpu = sam_teacher(), torch.device("cuda")
+    assert teacher.spec.name.startswith("sam:")
+    assert choose(teacher, gpu, PAYS_FROM)[0]
+    assert not choose(teacher, gpu, PAYS_FROM - 1)[0]
+    assert not choose(teacher, torch.device("cpu"), 10**7)[0]
+    teacher.spec = replace(teacher.spec, name="dinov2:base")
+    assert not choose(teacher, gpu, 10**7)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(0.0, None), (0.001, None), (0.1, "moves the maps by 10.0%"), (None, "no compiler")],
+)
+def test_a_compiled_teacher_that_fails_or_moves_its_maps_goes_on_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, change: float | None, said: str | None
+) -> None:
+    calls = list[int]()
+
+    def compile_(call: Callable[[Tensor], Any], **_: Any) -> Callable[[Tensor], Any]:
+        def run(inputs: Tensor) -> Any:
+            calls.append(len(inputs))
+            if change is None:
+                raise RuntimeError("no compiler\nlong story")
+            return tuple(maps * (1 + change) for maps in call(inputs))
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr("polyp_difom.pipeline.teachers.compiling.choose", lambda *_: (True, "as asked"))
+    teacher, frames, told = sam_teacher(), torch.rand(3, 3, 64, 64), list[str]()
+    expected = teacher(frames)
+    compile_where_it_pays([teacher], torch.device("cuda"), 10, 3, told.append)
+    teacher(frames[:2])
+    assert calls == []
+    torch.testing.assert_close(teacher(frames), expected)
+    teacher(frames)
+    assert calls == ([3] if said else [3, 3])
+    assert told[0].endswith("runs under torch.compile: as asked")
+    assert len(told) == 1 + bool(said)
+    assert said is None or said in told[1]
+
+
+def test_memory_that_runs_out_while_compiling_is_the_runners_to_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(inputs: Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda call, **_: full)
+    monkeypatch.setattr("polyp_difom.pipeline.teachers.compiling.choose", lambda *_: (True, ""))
+    teacher = sam_teacher()
+    compile_where_it_pays([teacher], torch.device("cuda"), 10, 3, lambda text: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        teacher(torch.rand(3, 3, 64, 64))
+    teacher(torch.rand(2, 3, 64, 64))

@@ -26,15 +26,9 @@ from polyp_difom.pipeline.spectra import spectrum
 from polyp_difom.pipeline.teachers.protocol import load_teacher
 from polyp_difom.pipeline.trainer import Trainer
 
+from ...conftest import Heard
+
 TEACHER = "dinov2:small"
-
-
-class Heard(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from polyp_difom.cache.errors import DataError, RunError, UsageError
 from polyp_difom.pipeline.bench.metrics import blob_case
 from polyp_difom.pipeline.evaluation.metrics import (
-    paired_difference,
     read_scores_csv,
     read_summary,
     score_set,
@@ -130,36 +129,6 @@ def test_the_interval_holds_the_mean_narrows_with_more_images_and_repeats():
 def test_rows_that_do_not_belong_together_are_not_averaged(scores):
     with pytest.raises(DataError):
         summarise(scores, "per-image", "kvasir")
-
-
-def test_a_paired_difference_is_first_minus_second_whatever_the_order_of_rows():
-    control = [row(str(k), 0.5 + 0.01 * (k % 5)) for k in range(20)]
-    better = [replace(score, dice=score.dice + (0.1 if score.id != "0" else -0.05)) for score in reversed(control)]
-    difference = paired_difference(better, control)
-    assert difference.mean == pytest.approx((19 * 0.1 - 0.05) / 20)
-    assert difference.improved == pytest.approx(0.95)
-    assert (difference.images, difference.helped, difference.harmed) == (20, True, False)
-    mirrored = paired_difference(control, better)
-    assert mirrored.mean == pytest.approx(-difference.mean)
-    assert mirrored.harmed
-    assert not mirrored.helped
-
-
-def test_a_difference_within_the_noise_neither_helps_nor_harms():
-    control = [row(str(k), 0.7) for k in range(40)]
-    other = [replace(score, dice=0.7 + (0.11 if k % 2 else -0.1)) for k, score in enumerate(control)]
-    for difference in (paired_difference(other, control), paired_difference(control, other)):
-        assert abs(difference.mean) == pytest.approx(0.005)
-        assert not difference.helped
-        assert not difference.harmed
-
-
-def test_runs_scored_on_other_images_or_protocols_are_not_compared():
-    scores = [row("a", 0.5), row("b", 0.6)]
-    with pytest.raises(DataError, match="kvasir/b"):
-        paired_difference(scores, scores[:1])
-    with pytest.raises(DataError):
-        paired_difference(scores, [replace(score, protocol="pranet") for score in scores])
 
 
 @pytest.mark.parametrize("measures", ["all", "overlap"])

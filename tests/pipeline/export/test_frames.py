@@ -64,7 +64,9 @@ def test_squared_frames_are_stretched_where_resizing_is_to_be_tried(header: dict
     assert "stretched" in found.words
 
 
-@pytest.mark.parametrize("changes", [{"cache": "nowhere.zarr"}, {"signature": "another"}, {"cache": None}])
+@pytest.mark.parametrize("changes", [
+    {"cache": "nowhere.zarr"}, {"reads": {"frames": "another"}}, {"reads": {}, "signature": "another"}, {"cache": None}
+])  # fmt: skip
 def test_where_the_store_is_out_of_reach_frames_are_drawn_and_that_is_said(
     header: dict[str, Any], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,18 @@ def test_labels_are_spread_in_order_and_stay_inside() -> None:
     assert max(spread([99, 100, 100], 14, 4, 100)) <= 100
 
 
+def test_a_line_leads_from_every_curves_end_to_its_label_however_crowded_the_ends_are() -> None:
+    curves = [Curve(f"c{number}", [(1, 0.1), (5, 0.5 + number / 1000)], number) for number in range(5)]
+    svg = str(curves_chart("title", curves, Axis("", 0, 1)))
+    ends = re.findall(r'class="leader s(\d)" x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)"', svg)
+    marks = re.findall(r'points="[\d.,]+ ([\d.]+),([\d.]+)"', svg)
+    labels = {text: float(v) for v, text in re.findall(r'y="([\d.]+)" text-anchor="start">(c\d)<', svg)}
+    assert [(x1, y1) for _, x1, y1, *_ in ends] == marks
+    assert [float(y2) + 4 for *_, y2 in ends] == pytest.approx([labels[f"c{style}"] for style, *_ in ends], abs=0.06)
+    places = sorted(labels.values())
+    assert min(below - above for above, below in pairwise(places)) >= 13.9
+
+
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:
     assert undominated([(3, 0.9), (1, 0.5), (2, 0.4), (1, 0.6), (5, 0.9)]) == [(1, 0.6), (3, 0.9)]
 

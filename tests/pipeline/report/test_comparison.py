@@ -65,6 +65,40 @@ def test_a_control_of_another_recipe_gives_no_verdict_but_says_what_differs(runs
     assert "no control to compare with" in (tmp_path / "page.html").read_text()
 
 
+def test_a_taught_run_is_set_against_its_shuffled_form_of_the_same_seed_alone(
+    runs: dict[str, Path], distilling: Callable[..., DistillConfig], frames: Path, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        distill(distilling(epochs=2, objective="shuffled", seed=seed), tmp_path / f"s{seed}")
+        evaluate(tmp_path / f"s{seed}", (Source(frames),), split="all", overlays=0, device="cpu")
+    taught, shuffled, _ = compare([runs["taught"], tmp_path / "s0", runs["control"]])
+    (difference,) = taught.over_shuffled.values()
+    assert difference.mean == pytest.approx(taught.summaries[0].mdice - shuffled.summaries[0].mdice)
+    assert taught.shuffled == "shuffled"
+    assert taught.differences
+    assert not shuffled.over_shuffled
+    alone, _ = compare([runs["taught"], tmp_path / "s1"])
+    assert not alone.over_shuffled
+
+
+def test_a_run_of_paper_is_set_against_a_control_with_latents_alone(
+    distilling: Callable[..., DistillConfig], frames: Path, tmp_path: Path
+) -> None:
+    made = {"paper": {"objective": "paper"}, "plain": {"objective": "none"}, "control": {"objective": "none", "latents": True}}
+    for name, changes in made.items():
+        distill(distilling(epochs=1, affine=False, **changes), tmp_path / name)
+        evaluate(tmp_path / name, (Source(frames),), split="all", overlays=0, device="cpu")
+    heard = Heard()
+    paper, _ = compare([tmp_path / "paper", tmp_path / "plain"], progress=heard)
+    assert not paper.differences
+    assert heard.lines[0].endswith("the closest has latents False instead of True")
+    paper, plain, control = compare([tmp_path / name for name in made])
+    assert paper.control == "control"
+    assert paper.differences
+    assert (paper.parameters, paper.macs) == (control.parameters, control.macs)
+    assert plain.parameters < control.parameters
+
+
 def test_runs_say_where_they_come_from_and_what_they_cost(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["taught"], tmp_path / "run")
     rows = [{"runtime": "onnx", "batch": 1, "median_ms": 2.0}, {"runtime": "eager", "batch": 1, "median_ms": 7.5}]
@@ -170,7 +204,7 @@ def test_the_command_writes_a_page_and_one_json_object(runs: dict[str, Path], tm
     result = CliRunner().invoke(app, [*words, "--json"])
     held = json.loads(result.stdout)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-    assert set(held) == {"page", "sets", "without_leaks", "gains_over_control", "recipes"}
+    assert set(held) == {"page", "sets", "without_leaks", "gains_over_control", "gains_over_shuffled", "recipes"}
     assert len(held["gains_over_control"]["taught"]) == 1
     plain = CliRunner().invoke(app, words)
     assert "is the control" in plain.stdout

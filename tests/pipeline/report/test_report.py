@@ -16,7 +16,8 @@ from PIL import Image
 
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.evaluation.calibration import Calibration, ReliabilityRow
-from polyp_difom.pipeline.evaluation.metrics import PairedDifference, SizeBand, Summary
+from polyp_difom.pipeline.evaluation.metrics import SizeBand, Summary
+from polyp_difom.pipeline.evaluation.paired import PairedDifference
 from polyp_difom.pipeline.evaluation.published import PublishedFigure
 from polyp_difom.pipeline.report.page import write_report
 from polyp_difom.pipeline.report.values import GalleryItem, RunReport, Timing
@@ -161,16 +162,40 @@ def test_pictures_keep_the_order_given_and_are_at_most_640_wide(tmp_path):
 
 def test_a_gain_is_claimed_only_where_the_whole_interval_is_above_zero():
     (helped, first), (neither, second) = judged(TAUGHT)
-    assert (helped, neither) == ("helped", "no gain")
+    assert (helped, neither) == ("helped", "no difference")
     assert f"On {KVASIR}, the teacher litemedsam helped: +4.4 points of Dice (95 % interval +2.1 to +6.5)" in first
     assert "70% of 80 frames" in first
-    assert f"On {ETIS}, the teacher litemedsam did not help: +1.0 points" in second
-    assert "cannot be told from zero" in second
+    assert f"On {ETIS}, no difference can be shown for the teacher litemedsam: +1.0 points" in second
+    assert "the interval includes zero" in second
 
 
 def test_a_teacher_that_harms_is_said_to_harm(tmp_path):
     run = replace(TAUGHT, differences={KVASIR: gain(-0.02, -0.03, -0.01, 0.2)})
     assert "did not help but harm: −2.0 points" in page(tmp_path, run, CONTROL).text
+
+
+def test_a_teacher_did_not_help_only_where_its_interval_ends_at_zero() -> None:
+    run = replace(TAUGHT, differences={label: gain(-0.01, -0.03, 0.0) for label in (KVASIR, ETIS)})
+    assert {word for word, _ in judged(run)} == {"did not help"}
+    assert "the teacher litemedsam did not help: −1.0 points" in judged(run)[0][1]
+    assert "zero" not in judged(run)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("over", "word", "said"),
+    [
+        (gain(0.03, 0.01, 0.05), "helped", "multiscale beats shuffled, so it matters what the teacher saw: +3.0 points"),
+        (gain(0.03, -0.01, 0.05), "no difference", "multiscale is not shown to differ from shuffled: a gain may come from"),
+        (gain(-0.03, -0.05, -0.01), "harmed", "multiscale is worse than shuffled, which learns from the wrong frames: −3.0"),
+    ],
+)
+def test_a_run_beside_its_shuffled_form_is_judged_as_in_a_sweep(
+    over: PairedDifference, word: str, said: str, tmp_path: Path
+) -> None:
+    run = replace(TAUGHT, shuffled="shuffled", over_shuffled={KVASIR: over})
+    assert (judged(run)[-1][0], len(judged(run))) == (word, 3)
+    assert f"On {KVASIR}, {said}" in page(tmp_path, run, CONTROL).text
+    assert told([run])["gains_over_shuffled"]["taught"][KVASIR]["mean"] == over.mean
 
 
 def test_a_set_without_a_control_is_named_as_unproven():
@@ -194,7 +219,7 @@ def test_seeds_of_one_recipe_are_summed_up_and_all_must_gain(tmp_path):
     assert word == "mixed"
     assert "+3.0 points of Dice on average over 2 seeds" in sentence
     assert "seed 0 +4.0 (+2.0 to +6.0); seed 1 +2.0 (−1.0 to +5.0)" in sentence
-    assert [word for word, _ in judged(seeded(TAUGHT, 0, unsure), seeded(TAUGHT, 1, unsure))] == ["no gain"]
+    assert [word for word, _ in judged(seeded(TAUGHT, 0, unsure), seeded(TAUGHT, 1, unsure))] == ["no difference"]
     text = page(tmp_path, *both, seeded(CONTROL, 0), seeded(CONTROL, 1)).text
     assert text.count("0.810 ± 0.014") == 2  # 0.80 and 0.82, once for the taught and once for the controls
     assert "multiscale, 2 seeds" in text

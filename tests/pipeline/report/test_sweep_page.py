@@ -95,7 +95,7 @@ def test_the_page_tells_gain_recipes_importance_front_and_what_to_type(tmp_path:
     assert "optimistic" in found.text
     best = max(rows(folder), key=lambda row: row.val_dice or 0)
     control = next(row for row in rows(folder) if row.settings == {**best.settings, "objective": "none"})
-    assert f"polyp-difom evaluate {folder.path}/runs/{best.name} --data DIR" in found.text
+    assert f"polyp-difom evaluate {folder.path} --data DIR polyp-difom sweep report {folder.path}" in found.text
     assert f"polyp-difom report {folder.path}/runs/{best.name} {folder.path}/runs/{control.name}" in found.text
     assert "preliminary" not in found.text
 
@@ -127,13 +127,13 @@ def test_a_sweep_without_a_finished_trial_still_has_a_page(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("grid", "gain", "sentence"),
     [
-        (GRID, 0.0, "multiscale does not help: "),
+        (GRID, 0.0, "No difference can be shown between multiscale and none: "),
         (GRID, -0.05, "multiscale does harm: −"),
         ("objective=none,multiscale seed=0", 0.2, "Too few pairs to tell multiscale from none: +20.2 points of validation Dice over 1 pair;"),
         ("objective=multiscale,paper seed=0..2", 0.2, "There is no control in this sweep"),
-        ("objective=none,paper seed=0..2", 0.2, "its control needs affine=false"),
+        ("objective=none,paper seed=0..2", 0.2, "its control needs affine=false latents=true"),
         ("objective=none,shuffled,multiscale seed=0..2", 0.1, "multiscale beats shuffled, so it matters what the teacher saw: +"),
-        ("objective=none,shuffled:0+cwd,multiscale,cwd seed=0..2", 0.0, "cwd is not told from shuffled:0+cwd: a gain may"),
+        ("objective=none,shuffled:0+cwd,multiscale,cwd seed=0..2", 0.0, "cwd is not shown to differ from shuffled:0+cwd: a gain may"),
         ("student=unet,light", 0.1, "Sweep with objective=none,multiscale."),
     ],
 )  # fmt: skip
@@ -172,6 +172,25 @@ def test_the_page_names_the_stores_teachers_with_licence_and_doubts(tmp_path: Pa
     assert "the store cannot be read now: no feature store here" in page(swept(tmp_path / "gone")).text
 
 
+@pytest.mark.parametrize(
+    ("grid", "finished", "warned"),
+    [
+        ("objective=none,multiscale teachers=a,c", 99, ["a", "c"]),
+        ("objective=none,multiscale teachers=a+b", 99, ["a", "b"]),
+        ("objective=none,multiscale", 99, ["a", "b", "c"]),
+        ("objective=none,multiscale teachers=a,c", 2, ["a"]),  # the trial of c has not begun
+        ("objective=none seed=0..1", 99, []),
+    ],
+)
+def test_only_teachers_that_a_trial_used_are_warned_of(
+    grid: str, finished: int, warned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers = [{"name": name, "contamination": "likely"} for name in "abc"]
+    monkeypatch.setattr("polyp_difom.pipeline.report.sweep_page._store_facts", lambda *_: ({}, teachers))
+    found = page(swept(tmp_path / "abc", grid, finished=finished)).text
+    assert re.findall(r"Caution\. (\w): its own training probably held polyp frames", found) == warned
+
+
 def test_many_recipes_and_trials_are_folded_and_the_page_goes_where_it_is_told(tmp_path: Path) -> None:
     folder = swept(tmp_path / "abc", "distill-weight=1..30 objective=multiscale seed=0..1")
     out = write_sweep_report(folder, tmp_path / "elsewhere" / "page.html")
@@ -184,5 +203,5 @@ def test_many_recipes_and_trials_are_folded_and_the_page_goes_where_it_is_told(t
 
 def test_only_the_shuffled_form_of_an_objective_is_its_control(tmp_path: Path) -> None:
     found = page(swept(tmp_path / "abc", "objective=none,shuffled,shuffled+cwd:0.5,cwd,multiscale+cwd:0.5 seed=0..2"))
-    assert "multiscale+cwd:0.5 is not told from shuffled+cwd:0.5" in found.text
+    assert "multiscale+cwd:0.5 is not shown to differ from shuffled+cwd:0.5" in found.text
     assert "from shuffled:" not in found.text

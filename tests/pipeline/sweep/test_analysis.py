@@ -63,7 +63,8 @@ def test_the_interval_is_students_t_over_the_pairs() -> None:
     [
         ((0.02, 0.021, 0.022), "helped"),
         ((-0.02, -0.021, -0.022), "harmed"),
-        ((0.01, 0.02, -0.02), "no gain"),
+        ((0.01, 0.02, -0.02), "no difference"),
+        ((0.0, 0.0, 0.0), "did not help"),
         ((0.05, 0.051), "too few"),
         ((0.05,), "too few"),
     ],
@@ -101,10 +102,24 @@ def test_trials_that_differ_in_anything_else_are_no_pair() -> None:
 def test_an_objective_without_affine_augmentation_pairs_with_a_control_without_it() -> None:
     factors = {"objective": ("none", "paper"), "affine": (True, False)}
     taught = row(0, 0.8, objective="paper", affine=True)
-    with_it, without = row(1, 0.7, objective="none", affine=True), row(2, 0.6, objective="none", affine=False)
+    with_it, without = (
+        row(number, 0.7, objective="none", affine=affine, latents=True) for number, affine in ((1, True), (2, False))
+    )
     (one,) = paired([taught, with_it, without], factors, "objective")
     assert [other.number for _, other in one.pairs] == [2]
     assert paired([taught, with_it], factors, "objective")[0].pairs == ()
+
+
+def test_an_objective_that_gives_latents_pairs_with_a_control_of_the_same_network() -> None:
+    factors = {"objective": ("none", "paper", "multiscale"), "latents": (True, False)}
+    paper, taught = (
+        row(0, 0.8, objective="paper", affine=False),
+        row(1, 0.8, objective="multiscale", latents=False, affine=False),
+    )
+    larger, plain = (row(n, 0.7, objective="none", latents=latents, affine=False) for n, latents in ((2, True), (3, False)))
+    found = paired([paper, taught, larger, plain], factors, "objective")
+    assert [[other.number for _, other in one.pairs] for one in found] == [[2], [3]]
+    assert paired([paper, plain], factors, "objective")[0].pairs == ()
 
 
 def test_the_first_value_is_the_reference_of_other_factors_and_ranges_have_none() -> None:

@@ -66,6 +66,15 @@ def test_bytes_are_checkpoints_kept_and_states_of_running_trials(
     assert found.store_bytes == 22 * 3 * 64 * 64
 
 
+def test_trials_that_cannot_be_trained_take_no_bytes(foreseeing: Foreseeing, timed: list[list[DistillConfig]]) -> None:
+    assert foreseeing("student=unet:4,unet:x seed=0..1", jobs=3).bytes == 2 * 2 * 1000 + 2 * 2 * 5000
+    assert foreseeing("student=unet:x seed=0..1", jobs=3).bytes == 0
+    found = foreseeing("student=unet:4", sampler="tpe", trials=6, factors={"student": ("unet:4", "unet:x")})
+    good = sum(row.bytes is not None for row in found.trials)
+    assert 0 < good < 6
+    assert found.bytes == good * (2 * 1000 + 5000) + 2 * min(2, good) * 5000
+
+
 def test_what_will_not_fit_on_the_disk_is_refused(
     foreseeing: Foreseeing, timed: list[list[DistillConfig]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

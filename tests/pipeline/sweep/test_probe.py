@@ -51,9 +51,10 @@ def choosing(store: FeatureStore, distilling: Distilling, monkeypatch: pytest.Mo
 
 
 def test_students_are_measured_and_what_cannot_be_built_is_explained(store: FeatureStore) -> None:
-    found = student_facts(["unet:4", "unet:x", "unet:4"], store, CPU, 1, Progress())
-    assert list(found) == ["unet:4", "unet:x"]
-    good, bad = found.values()
+    found = student_facts(["unet:4", "unet:x", "unet:4", "unet:4 with latents"], store, CPU, 1, Progress())
+    assert list(found) == ["unet:4", "unet:x", "unet:4 with latents"]
+    good, bad, larger = found.values()
+    assert larger["parameters"] == parameter_count(build_student("unet:4", latents=True)) > good["parameters"]
     assert good["parameters"] == parameter_count(build_student("unet:4"))
     assert good["gmacs"] > 0
     assert good["latency_ms"] > 0
@@ -68,9 +69,9 @@ def test_a_student_too_large_for_the_device_is_told_before_it_takes_memory(
 ) -> None:
     devices = []
 
-    def building(name: str) -> Any:
+    def building(*words: Any) -> Any:
         devices.append(torch.get_default_device().type)
-        return build_student(name)
+        return build_student(*words)
 
     monkeypatch.setattr(probe, "build_student", building)
     monkeypatch.setattr(probe, "free_memory", lambda device: 10**6)

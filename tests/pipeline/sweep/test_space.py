@@ -7,7 +7,7 @@ import pytest
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.sweep.folder import SweepConfig
-from polyp_difom.pipeline.sweep.space import Span, checked, combinations, from_yaml, named, parse_grid
+from polyp_difom.pipeline.sweep.space import Span, checked, combinations, from_yaml, named, networks, parse_grid
 
 
 def test_words_become_factors_with_typed_values() -> None:
@@ -58,6 +58,8 @@ def test_a_grid_refuses_ranges_that_only_draws_can_use(store: FeatureStore) -> N
     assert checked(factors, store, "random") == factors
     with pytest.raises(UsageError, match="--sampler random"):
         checked(factors, store, "grid")
+    with pytest.raises(UsageError, match="latents cannot be"):
+        checked(parse_grid("latents=0.0..1.0"), store, "random")
 
 
 def test_teachers_are_joined_by_a_plus_even_where_a_name_holds_one(
@@ -72,6 +74,8 @@ def test_teachers_are_joined_by_a_plus_even_where_a_name_holds_one(
     other = FeatureStore(store.location, manifest, store.samples, writable=False)
     found = checked(parse_grid("teachers=dinov2:base@9+12+sam:vit_b,all"), other, "grid")
     assert found["teachers"] == ("dinov2:base@9+12+sam:vit_b", None)
+    families = checked(parse_grid("teachers=sam,dinov2+sam,dinov2@9+12"), other, "grid")
+    assert families["teachers"] == ("sam:vit_b", "dinov2:base@9+12+sam:vit_b", "dinov2:base@9+12")
 
 
 def test_controls_that_differ_in_what_they_do_not_read_are_one_trial() -> None:
@@ -79,6 +83,17 @@ def test_controls_that_differ_in_what_they_do_not_read_are_one_trial() -> None:
     found = combinations(factors, "grid", None, 0)
     assert len(found) == 2 + 12
     assert {"objective": "none", "seed": 1} in found
+
+
+def test_an_objective_that_implies_latents_has_one_trial_whatever_is_asked_for() -> None:
+    factors = parse_grid("student=unet:4,light objective=none,paper latents=false,true")
+    found = combinations(factors, "grid", None, 0)
+    assert len(found) == 4 + 2
+    assert {"student": "light", "objective": "paper"} in found
+    assert networks(factors) == ("unet:4", "unet:4 with latents", "light", "light with latents")
+    assert networks(parse_grid("objective=paper")) == ("unet with latents",)
+    trials = {tuple(settings.values()): named(0, settings, factors).network for settings in found}
+    assert trials["light", "paper"] == trials["light", "none", True] == "light with latents"
 
 
 def test_random_draws_are_distinct_repeatable_and_from_the_grid() -> None:

@@ -333,7 +333,7 @@ def test_a_sweep_goes_on_over_its_own_store_with_its_own_threads(make_sweep: Mak
     with pytest.raises(UsageError, match="threads = 1 now"):
         folder.agreed(config.model_copy(update={"threads": 1}))
     with pytest.raises(CacheError, match="not the store"):
-        folder.agreed(config.model_copy(update={"signature": "another"}))
+        folder.agreed(config.model_copy(update={"reads": {**(config.reads or {}), "frames": "another"}}))
 
 
 def test_trials_that_were_stopped_again_and_again_go_on_when_resumed(
