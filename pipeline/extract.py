@@ -11,6 +11,7 @@ import os
 
 import torch
 
+from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.costs import cost_line
@@ -84,10 +85,19 @@ def begin(config: ExtractConfig, precision: str, progress: Progress) -> tuple[li
 
 def load_teachers(config: ExtractConfig, progress: Progress) -> list[Teacher]:
     """The teachers of a `resolved` configuration, in its order."""
+    sides = {**_stored_sides(config), **config.input_sizes}
     return [
-        load_teacher(name, config.weights.get(name), config.input_sizes.get(name), progress.say, config.size)
-        for name in config.teachers
+        load_teacher(name, config.weights.get(name), sides.get(name), progress.say, config.size) for name in config.teachers
     ]
+
+
+def _stored_sides(config: ExtractConfig) -> dict[str, int]:
+    """The sides that the teachers of a store that is there see frames at; a store that cannot be opened is told of later."""
+    try:
+        manifest = FeatureStore.open(config.cache).manifest
+    except CacheError:
+        return {}
+    return {entry.name: entry.input_size for entry in manifest.teachers} if manifest.frame_size == config.size else {}
 
 
 def runner_of(teachers: list[Teacher], plan: Plan, device: torch.device, batch_size: int, progress: Progress) -> Runner:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyp_difom.cache.errors import CacheError
 from polyp_difom.cache.manifest import BasisEntry, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
@@ -31,6 +32,8 @@ from polyp_difom.pipeline.teachers.protocol import Teacher
 
 EQUIVARIANCE_FRAMES = 16
 PRECISION_FRAMES = 4
+EXACT = 1e-4
+"""Relative error of a precision below which maps are the float32 ones."""
 MUCH = 0.025
 """Relative error of a precision that is warned of."""
 INT8_FRAMES = 128
@@ -51,6 +54,7 @@ def bases_of(
     groups = {schema.basis_of(entry, scale) for scales in used.values() for scale in scales}
     if all(store.read_constants(group) is not None for group in groups):
         store.complete_copy()
+        _refuse_other_precision(store, teacher)
         return {number: schema.stored_basis(store, entry, scales) for number, scales in used.items()}
     began = time.perf_counter()
     chosen = basis_rows(store)
@@ -83,6 +87,18 @@ def bases_of(
         lost = {scale: errors[scale] for scale in scales if scale in errors}
         store.write_constants(schema.basis_of(entry, scales[0]), *schema.basis_record(bases[number], variances, lost))
     return bases
+
+
+def _refuse_other_precision(store: FeatureStore, teacher: Teacher) -> None:
+    """CacheError where a store that is not finished holds maps that its teacher, which is exact now, made in bfloat16."""
+    name = teacher.spec.name
+    record = store.read_constants(schema.equivariance_group(name)) if teacher.exact else None
+    if record and (error := record[1].get("precision_error", 0.0)) > EXACT:
+        raise CacheError(
+            f"the maps of {name} were begun in {store.manifest.precision}, and are made in float32 now", where=store.location,
+            got=f"maps that are {error:.1%} of their norm off", wanted="one precision in a store",
+            remedy="delete this store, or give another --cache, and extract anew",
+        )  # fmt: skip
 
 
 def _new_basis(entry: TeacherEntry, scale: str, moments: Moments, wanted: BasisEntry) -> Basis:

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, spectra
 from polyp_difom.pipeline.bench.random_teacher import random_weights
 from polyp_difom.pipeline.device import autocast
 from polyp_difom.pipeline.objectives.protocol import Key, Targets
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.resample import area_resample
-from polyp_difom.pipeline.teachers.protocol import Teacher, load_teacher
+from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, load_teacher
 from polyp_difom.pipeline.trainer import Trainer
 
 
@@ -56,15 +57,22 @@ class Online:
         return Targets(maps=maps)
 
 
-def load_teachers(names: Sequence[str], random: bool, scratch: Path, progress: Progress) -> list[Teacher]:
-    """These teachers on the CPU, with random weights where asked for.
+def load_teachers(
+    names: Sequence[str], random: bool, scratch: Path, progress: Progress, size: int, store: FeatureStore | None
+) -> list[Teacher]:
+    """These teachers on the CPU, with random weights where asked for, as a store of frames of `size` pixels would have them.
+
+    Args:
+        store: that they are compared with, if there is one: they see frames at the side that it was made at.
 
     Raises:
         UsageError: an unknown teacher, or one without random weights. MissingDependencyError: no weights.
     """
+    sides = {entry.name: entry.input_size for entry in store.manifest.teachers} if store else {}
     loaded = []
     for number, name in enumerate(names):
         folder = scratch / f"weights{number}"
         folder.mkdir()
-        loaded.append(load_teacher(name, random_weights(name, folder) if random else None, say=progress.say))
+        source = random_weights(name, folder) if random else None
+        loaded.append(load_teacher(name, source, sides.get(full_name(name)), progress.say, size))
     return loaded

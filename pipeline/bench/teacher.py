@@ -150,7 +150,7 @@ def bench_teacher(
     progress.say(f"{chosen} in {resolved}: {reason}")
     with TemporaryDirectory() as scratch, enough_memory(chosen):
         source = random_weights(name, Path(scratch)) if random else weights
-        teacher = load_teacher(name, source, say=progress.say)
+        teacher = load_teacher(name, source, say=progress.say, frame_size=size)
         machine = Machine.here(chosen, torch.get_num_threads())
         kind = "float32" if teacher.exact else resolved
         kinds = dict.fromkeys(("float32", kind))

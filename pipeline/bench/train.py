@@ -89,12 +89,14 @@ def bench_train(
     progress.say(f"{chosen} in {resolved}: {reason}")
     with TemporaryDirectory() as scratch, torch_threads(threads) as used, enough_memory(chosen, batch):
         machine = Machine.here(chosen, used)
-        loaded = load_teachers(teachers, random, Path(scratch), progress)
-        if cache is None:
+        held = _opened(cache, size, batch) if cache else None
+        side = held.manifest.frame_size if held else size or SIZE
+        loaded = load_teachers(teachers, random, Path(scratch), progress, side, held)
+        if held is None:
             shown, train = loaded or stand_ins(), batch * BATCHES_DRAWN[chosen.type]
-            store = drawn_training(Path(scratch) / "drawn.zarr", shown, train, 1, size or SIZE, resolved, progress)
+            store = drawn_training(Path(scratch) / "drawn.zarr", shown, train, 1, side, resolved, progress)
         else:
-            store = _opened(cache, size, batch)
+            store = held
         values: dict[str, Any] = {
             "cache": str(store.location), "student": student, "pretrained": False, "epochs": 2, "batch_size": batch,
             "teachers": tuple(teacher.spec.name for teacher in loaded) or None, "device": device, "precision": precision,

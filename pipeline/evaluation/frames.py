@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyp_difom.cache.errors import DataError, UsageError
+from polyp_difom.cache.errors import DataError, UsageError, first_line
 from polyp_difom.pipeline.data.frames import Frame, pixel_digest, read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
@@ -88,13 +89,23 @@ class Frames:
     def digests(self, pair: Pair) -> tuple[str, str]:
         """sha256 of the two files, image and mask."""
         if pair not in self._digests:
-            self._digests[pair] = sha256_of(pair.image), sha256_of(pair.mask)
+            with self._noting():
+                self._digests[pair] = _sha256(pair.image), _sha256(pair.mask)
         return self._digests[pair]
 
     def digest(self, pairs: Sequence[Pair]) -> str:
         """One for all of these frames: their ids and both files' content."""
         rows = sorted((pair.id, *self.digests(pair)) for pair in pairs)
         return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise DataError(
+            "a file cannot be read", where=path, got=first_line(error), remedy="check the file and its rights"
+        ) from error
 
 
 def by_set(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
