@@ -150,12 +150,19 @@ class ShardedArray:
                     reason = self._decode(opened.mapped[offset : offset + length], length, rows[row], check)
                     if check and reason is None:
                         opened.mark_sound(chunk)
+                    elif reason is not None:
+                        self._distrust(shard)
                 if reason is not None:
                     yield ChunkFault(shard, int(chunks[row]), reason)
         for number, raw in self._fetch(spans):
             row, (shard, start, stop) = targets[number], spans[number]
             if (reason := self._decode(raw, stop - start, rows[row], bool(verify))) is not None:
                 yield ChunkFault(shard, int(chunks[row]), reason)
+
+    def _distrust(self, shard: int) -> None:
+        """Forgets what was sound in a shard that is damaged now, also in maps that were opened before."""
+        self._sound.pop(shard, None)
+        self._open.cache_clear()
 
     def _decode(self, raw: Bytes, wanted: int, row: NDArray[np.uint8], check: bool) -> str | None:
         """Writes the payload of one chunk of `wanted` bytes into `row`; the reason why not, if it cannot."""

@@ -76,6 +76,11 @@ def evaluate(
         _refuse_for_sweep(target, against, out)
         evaluate_sweep(target, {**how, "sources": sources, "overwrite": overwrite}, as_json=as_json, quiet=quiet)
         return
+    if overwrite:
+        raise UsageError(
+            "a single target is always scored again", where="--overwrite", got=target, wanted="a sweep folder",
+            remedy="leave it out",
+        )  # fmt: skip
     result = score(target, sources, out=out, against=against, progress=Terminal(quiet), **how)
     if as_json:
         print_json(result.as_json())

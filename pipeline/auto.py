@@ -146,7 +146,7 @@ def choose(
     control = Candidate("none", "none", config.distill_weight)
     if 0.5 ** (frames := store.samples.split.count("val")) >= LEVEL:
         progress.say(f"warning: {frames} validation frames are too few to show that a gain is no chance: auto will not teach")
-    judge = Trainer(control.settings(config), store, Progress(), resume=True, shelf=shelf)
+    judge = Trainer(control.settings(config, compile=False), store, Progress(), resume=True, shelf=shelf)
     replaced = not resume and run.refuse_to_lose(overwrite)
     with alone_in(out):
         if replaced:
@@ -191,9 +191,9 @@ def _begin(config: DistillConfig, file: Path, store: FeatureStore) -> None:
         file.parent.mkdir(exist_ok=True)
         write_text(file, yaml.safe_dump(now, sort_keys=False))
         return
-    before, free = read_mapping(file), {"cache", "signature"}
+    before, free = read_mapping(file), {"cache", "signature", "compile"}
     if not before.get("reads"):  # of an older version, which left open what the store held
-        before, free = _settled(DistillConfig(**before), store).model_dump(mode="json"), {"cache"}
+        before, free = _settled(DistillConfig(**before), store).model_dump(mode="json"), {"cache", "compile"}
     if differing := sorted(name for name in now.keys() - free if before.get(name) != now[name]):
         raise RunError(
             "the pilots were started with other settings", where=file.parent,
@@ -260,7 +260,7 @@ class _Pilots:
         run = RunFolder(self.folder / f"{epochs:03d}-{re.sub(r'[^a-z0-9.]+', '-', candidate.label).strip('-')}")
         begun = run.resume_state.is_file()
         if begun or not run.last.is_file():
-            settings = candidate.settings(self.config, epochs=epochs, patience=None)
+            settings = candidate.settings(self.config, epochs=epochs, patience=None, compile=False)  # too short for it
             how = {"resume": begun, "overwrite": not begun and run.path.exists(), "shelf": self.shelf}
             self.train(settings, run.path, _Bars(self.progress, candidate.label), **how)
         self.judge.kept.load_state_dict(read_checkpoint(run.best)[0])

@@ -89,20 +89,25 @@ class Compiling:
             with self._timed() as seconds, self._undone():
                 descend()
         except Exception as error:  # the compiler's, of whatever kind
-            if isinstance(error, RuntimeError) and out_of_memory(error):
-                raise
             self._settle("not used", first_line(error))
         else:
             self.features, self._compiling = fast, sum(seconds)
+        if self._settled and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # outside of `except`, whose error holds on to the tensors
 
     def _compared(self, fast: Features) -> Features:
-        """The compiled features, which fail where their logits are not the eager ones."""
+        """The compiled features, which fail where their logits are not the eager ones, or memory does not hold both."""
 
         def features(frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            with self._undone(), torch.no_grad():
-                wanted = self.student.features(frames)[0].float()
-            torch.clear_autocast_cache()  # it holds weights without gradients now
-            found = fast(frames)
+            try:
+                with self._undone(), torch.no_grad():
+                    wanted = self.student.features(frames)[0].float()
+                torch.clear_autocast_cache()  # it holds weights without gradients now
+                found = fast(frames)
+            except RuntimeError as error:
+                if out_of_memory(error):  # of a kind for which no batch is cut in pieces: eagerly it may fit
+                    raise MemoryError("out of memory") from error
+                raise
             self._change = ((found[0].detach().float() - wanted).norm() / wanted.norm()).item()
             if not self._change <= LARGEST_CHANGE[self.precision]:
                 raise ArithmeticError(f"it moves the logits by {self._change:.2%} of their norm")

@@ -49,10 +49,7 @@ def distill(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
     if config.objective == AUTO:
-        asked = {"compile": config.compile}  # pilots are too short for it
-        config = config.model_copy(update={"compile": False})
         config, going = choose(config, out, progress, distill, resume=resume, overwrite=overwrite, shelf=shelf)
-        config = config.model_copy(update=asked)
         resume, overwrite = going, resume and not going  # a kill may have come while the run was being made
     if resume:
         require_resumable(RunFolder(out))

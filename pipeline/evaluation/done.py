@@ -66,7 +66,8 @@ class Job:
         for name, digest in self.frames.items():
             entry = held.get(self._key(name))
             same = entry and (entry.weights, entry.frames, entry.settings) == (self.weights, digest, self.settings)
-            if not same or not (folder / self.protocol / f"{name}-{self.split}.csv").is_file():
+            files = [folder / self.protocol / f"{name}-{self.split}.{suffix}" for suffix in ("csv", "json")]
+            if not same or not all(file.is_file() for file in files):
                 return None
             found.append(held[self._key(name)])
         return found

@@ -20,7 +20,7 @@ from PIL import Image
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.data.pairing import Pair
 from polyp_difom.pipeline.data.sources import Gathered, Source
-from polyp_difom.pipeline.evaluation.done import Job
+from polyp_difom.pipeline.evaluation.done import Done, Job
 from polyp_difom.pipeline.evaluation.frames import Decoded, Frames, Reader, by_set, frames_of
 from polyp_difom.pipeline.evaluation.leaks import Leaks, find_leaks
 from polyp_difom.pipeline.evaluation.metrics import SetScores, Summary, score_set
@@ -132,8 +132,9 @@ def evaluate(
     }  # fmt: skip
     digests = {name: frames.digest(group) for name, group in by_set(found.pairs).items()}
     job = Job(protocol, split, target.digest(), digests, settings)
-    if not (again or outdated) and (kept := _kept(record, target, job, found)):
-        return kept
+    done = None if outdated else job.complete(record.folder)
+    if done is not None and not again:
+        return _kept(record, target, job, found, done)
     rivals = rows_of_other(against, protocol, split, list(by_set(found.pairs)), sources) if against else {}
     for line in [found.policy, *target.prepare(found.pairs)]:
         progress.say(line)
@@ -157,11 +158,8 @@ def evaluate(
     )  # fmt: skip
 
 
-def _kept(record: EvaluationRecord, target: Target, job: Job, found: Gathered) -> Evaluation | None:
+def _kept(record: EvaluationRecord, target: Target, job: Job, found: Gathered, done: list[Done]) -> Evaluation:
     """What the record holds of a job that is complete; no leaked frames by name, which it does not keep."""
-    done = job.complete(record.folder)
-    if done is None:
-        return None
     labels = [f"{name} ({job.split})" for name in job.frames]
     summaries, without = record.summaries(job.protocol), record.without_leaks(job.protocol)
     rows = record.scores(job.protocol)

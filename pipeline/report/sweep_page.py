@@ -33,6 +33,7 @@ from polyp_difom.pipeline.sweep.analysis import (
     importance,
     is_control,
     level_text,
+    needs_of,
     paired,
     varied,
 )
@@ -76,8 +77,11 @@ def write_sweep_report(folder: SweepFolder, out: Path | None = None) -> Path:
             compared=compared,
             word_of=word_of,
             verdicts=verdicts(trials, config.factors),
-            cautions=cautions({"provenance": {"teachers": _used(teachers, trials, config)}}),
-            tests=[(PROTOCOLS[one.protocol], one, panels.test_gains(one)) for one in tests],
+            cautions=[
+                *cautions({"provenance": {"teachers": _used(teachers, trials, config)}}),
+                *(line for one in tests for line in one.left_out),
+            ],
+            tests=[(PROTOCOLS[one.protocol], one, panels.test_gains(one)) for one in tests if one.sets],
             panels=_panels(folder, config, trials, found, compared),
             commands=_commands(folder, config, trials, compared),
             settings=lambda row: _settings(row, config),
@@ -144,9 +148,11 @@ def _commands(
 
 
 def _confirming(config: SweepConfig, best: Row) -> str:
-    """A sweep of one trial's settings and its control over five seeds."""
+    """A sweep of one trial's settings and its control over five seeds, both as the objective makes its trials train."""
     objective = best.settings.get("objective", DistillConfig.model_fields["objective"].default)
-    values = {**best.settings, "objective": f"{CONTROL},{objective}", "seed": "0..4"}
+    needs = needs_of(best.settings)
+    forced = {**({"affine": "false"} if needs.spectra else {}), **({"latents": "true"} if needs.latents else {})}
+    values = {**best.settings, **forced, "objective": f"{CONTROL},{objective}", "seed": "0..4"}
     words = [f"{name.replace('_', '-')}={'null' if value is None else value}" for name, value in values.items()]
     return f"polyp-difom sweep --cache {shlex.quote(config.cache)} --grid {shlex.quote(' '.join(words))} -o NEW"
 

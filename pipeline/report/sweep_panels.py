@@ -39,15 +39,19 @@ def differences(compared: Iterable[Comparison]) -> Panel | None:
 
 
 def test_gains(found: Figures) -> Panel | None:
-    """Paired differences on the test frames with their intervals, over all sets; None where there are none."""
+    """Paired differences on the test frames with their intervals, each on what its `on` says; None where there are none."""
     if not found.gains:
         return None
+    on = list(dict.fromkeys(gain.on for gain in found.gains))
     strips = [
-        Strip(f"{gain.label} − {gain.against}", [100 * value for value in (gain.whole.mean, *gain.whole.interval)], 0)
+        Strip(
+            f"{gain.label} − {gain.against}" + (f", {gain.on}" if len(on) > 1 else ""),
+            [100 * value for value in (gain.whole.mean, *gain.whole.interval)],
+            0,
+        )
         for gain in found.gains
     ]
-    where = "mean of the sets" if len(found.averaged) > 1 else found.sets[0]
-    title = f"Paired differences in test Dice, {where}"
+    title = f"Paired differences in test Dice, {on[0] if len(on) == 1 else 'one set each'}"
     return Panel(gains_chart(title, strips, "points of test Dice"), f"{title}: mean over seeds and 95 % interval over frames.")
 
 

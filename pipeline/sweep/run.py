@@ -169,6 +169,7 @@ def _ready(
         merged = "; combinations that differ only in what their objective does not read are one trial"
         progress.say(f"{trials} trials{merged if config.sampler == 'grid' and trials < every else ''}")
     config, arrays = engine.ready(config, store, progress)
-    if not folder.students.is_file():
-        write_json(folder.students, engine.facts(networks(config.factors), config, store, progress))
+    held = folder.facts()
+    if missing := tuple(name for name in networks(config.factors) if name not in held):  # some, where an older version measured
+        write_json(folder.students, held | engine.facts(missing, config, store, progress))
     return config, arrays

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
 import numpy as np
 
-from polyp_difom.pipeline.evaluation.done import read_done
+from polyp_difom.pipeline.evaluation.done import Done, read_done
 from polyp_difom.pipeline.evaluation.paired import PairedDifference, averaged_difference
 from polyp_difom.pipeline.evaluation.record import EvaluationRecord
 from polyp_difom.pipeline.evaluation.scoring import ImageScore
@@ -22,6 +24,7 @@ from polyp_difom.pipeline.sweep.space import Factors, Span
 
 NO_TEST = ("train", "val")
 """Splits whose figures are no test of anything."""
+MEAN_OF_SETS = "mean of the sets"
 Scores = Mapping[str, list[ImageScore]]
 """Rows by "<data set> (<split>)"."""
 
@@ -61,7 +64,9 @@ class Gain:
 
     Attributes:
         against: `none`, or the shuffled form of the recipe's objective.
-        by_seed: difference of each pair of trials, on the mean over the sets (or on the only set).
+        by_seed: difference of each pair of trials, on the mean over the sets (or on one set, see `on`).
+        on: what `by_seed` and `whole` are of: `MEAN_OF_SETS`, or the name of a set.
+        whole: over all sets that all tested trials have; where these are fewer than two, on the set of `by_seed`.
     """
 
     label: str
@@ -70,11 +75,8 @@ class Gain:
     by_seed: dict[int, float]
     sets: dict[str, PairedDifference]
     over_sets: PairedDifference | None
-
-    @property
-    def whole(self) -> PairedDifference:
-        """Over all sets; of a single set, on that."""
-        return self.over_sets or next(iter(self.sets.values()))
+    on: str
+    whole: PairedDifference
 
     @property
     def word(self) -> str:
@@ -93,6 +95,7 @@ class Figures:
         sets: data sets that any trial was scored on. averaged: those that all tested trials have, over which means are taken.
         recipes: the best on validation first.
         seen: how many of the frames any trial was trained or selected on, by set.
+        left_out: sentences on figures that do not count, with the trials that they are of and what to type.
     """
 
     protocol: str
@@ -103,6 +106,16 @@ class Figures:
     recipes: tuple[Recipe, ...]
     gains: tuple[Gain, ...]
     seen: dict[str, int]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """One trial's rows, and what is known of how they came about, by set."""
+
+    row: Row
+    scores: dict[str, list[ImageScore]]
+    done: dict[str, Done | None]
 
 
 def read_tested(
@@ -110,31 +123,82 @@ def read_tested(
 ) -> Figures | None:
     """Test figures of all finished trials; None where there are none. Figures of weights that are no more do not count.
 
+    Nor do those of a set whose frames differ between trials, or of all splits where what the trial has seen is not recorded.
+
     Args:
         sets: only these ("<data set> (<split>)"); by default all but those of train and validation frames.
 
     Raises:
-        RunError, DataError: damaged records, or trials that were scored on different frames of one set.
+        RunError, DataError: damaged records.
     """
-    finished, held, seen = counted(trials), dict[int, Scores](), dict[str, int]()
-    for row in finished:
-        record = EvaluationRecord(folder.path / "runs" / row.name)
-        if scores := _scores(record, protocol, sets):
-            held[row.number] = scores
-            done = read_done(record.folder)
-            for label in scores:
-                entry = done.get(f"{protocol}/{label}")
-                seen[label] = max(seen.get(label, 0), sum(entry.seen.values()) if entry else 0)
-    if not held:
+    finished = counted(trials)
+    tested = [one for row in finished if (one := _read(folder, row, protocol, sets)).scores]
+    if not tested:
         return None
+    left_out = tuple(_leave_out(folder, tested, protocol))
+    held = {one.row.number: one.scores for one in tested if one.scores}
+    seen = Counter[str]()
+    for label, entry in ((label, one.done[label]) for one in tested for label in one.scores):
+        seen[label] = max(seen[label], sum(entry.seen.values()) if entry else 0)
     labels = sorted({label for scores in held.values() for label in scores})
     averaged = tuple(label for label in labels if all(label in scores for scores in held.values()))
     found = [group for group in groups(trials, factors) if any(row.number in held for row in group.rows)]
     gains = (gain for group in found for gain in _gains(group, trials, factors, held, averaged))
     return Figures(
         protocol, len(finished), len(held), tuple(labels), averaged, tuple(_recipe(group, held, averaged) for group in found),
-        tuple(gains), {label: count for label, count in seen.items() if count},
+        tuple(gains), {label: count for label, count in seen.items() if count}, left_out,
     )  # fmt: skip
+
+
+def _read(folder: SweepFolder, row: Row, protocol: str, sets: Collection[str] | None) -> _Tested:
+    record = EvaluationRecord(folder.path / "runs" / row.name)
+    scores = dict(_scores(record, protocol, sets))
+    done = read_done(record.folder) if scores else {}
+    return _Tested(row, scores, {label: done.get(f"{protocol}/{label}") for label in scores})
+
+
+def _leave_out(folder: SweepFolder, tested: Sequence[_Tested], protocol: str) -> Iterator[str]:
+    """Takes figures out that are of unknown or of different frames, and says so."""
+    for label in sorted({label for one in tested for label in one.scores}):
+        split = label.rpartition("(")[2].removesuffix(")")
+        remedy = (
+            f"polyp-difom evaluate {shlex.quote(str(folder.path))} --data DIR --split {split} --protocol {protocol} --overwrite"
+        )
+        mine = [one for one in tested if label in one.scores]
+        unknown = [one for one in mine if split == "all" and one.done[label] is None]
+        for one in unknown:
+            del one.scores[label]
+        if unknown:
+            yield (
+                f"Figures for {label} of {_names(unknown)} are left out: how many of these frames a trial has learned from "
+                f"was not recorded. Score again: {remedy}"
+            )
+        mine = [one for one in mine if label in one.scores]
+        if strays := _strays(mine, label):
+            for one in mine:
+                del one.scores[label]
+            yield (
+                f"Figures for {label} are left out: {_names(strays)} had other frames than the other trials. "
+                f"Score all on the same: {remedy}"
+            )
+
+
+def _strays(tested: Sequence[_Tested], label: str) -> list[_Tested]:
+    """Trials whose frames of a set are not those that most have; files are compared where their digest was recorded."""
+    names = {one.row.number: frozenset(row.id for row in one.scores[label]) for one in tested}
+    files = {one.row.number: entry.frames for one in tested if (entry := one.done[label])}
+    rare = _rare(names) | _rare(files)
+    return [one for one in tested if one.row.number in rare]
+
+
+def _rare(found: Mapping[int, Hashable]) -> set[int]:
+    """Whose value is not the most frequent one."""
+    usual = Counter(found.values()).most_common(1)
+    return {number for number, value in found.items() if value != usual[0][0]}
+
+
+def _names(tested: Iterable[_Tested]) -> str:
+    return ", ".join(one.row.name for one in tested)
 
 
 def _scores(record: EvaluationRecord, protocol: str, sets: Collection[str] | None) -> Scores:
@@ -203,7 +267,9 @@ def _gain(
         for seed, a, b in scores if all(name in a and name in b for name in whole)
     }  # fmt: skip
     over_sets = averaged_difference([by_set[name] for name in averaged]) if len(averaged) > 1 else None
-    return Gain(label, objective, against, by_seed, {n: averaged_difference([p]) for n, p in by_set.items()}, over_sets)
+    sets = {name: averaged_difference([held_by_both]) for name, held_by_both in by_set.items()}
+    on = MEAN_OF_SETS if over_sets else whole[0]
+    return Gain(label, objective, against, by_seed, sets, over_sets, on, over_sets or sets[whole[0]])
 
 
 def _by_seed(pair: tuple[Row, Row]) -> int:

@@ -52,8 +52,8 @@ def compile_where_it_pays(
 ) -> None:
     """Compile in place the teachers that gain by it, for batches of `batch` images out of `images` in all.
 
-    The first batch runs both ways: where compiling fails, or moves the maps by more than 2 %, the teacher goes on eagerly and
-    `say` tells why.
+    The first batch runs both ways: where compiling fails, lacks memory, or moves the maps by more than 2 %, the teacher goes on
+    eagerly and `say` tells why.
     """
     for teacher in teachers:
         pays, reason = choose(teacher, device, images)
@@ -74,13 +74,13 @@ def _guard(teacher: Teacher, batch: int, say: Callable[[str], None]) -> None:
         try:
             change = max(((a - b).norm() / b.norm()).item() for a, b in zip(fast(inputs), maps, strict=True))
         except Exception as error:  # the compiler's, of whatever kind
-            if isinstance(error, RuntimeError) and out_of_memory(error):
-                raise
-            fault = first_line(error)
+            fault = "out of memory" if isinstance(error, RuntimeError) and out_of_memory(error) else first_line(error)
         else:
             fault = "" if change <= LARGEST_CHANGE else f"it moves the maps by {change:.1%}"
         if fault:
             say(f"{teacher.spec.name} goes on without torch.compile: {fault}")
+            if inputs.device.type == "cuda":
+                torch.cuda.empty_cache()  # outside of `except`, whose error holds on to the tensors
         teacher.embed = eager if fault else fast  # type: ignore[method-assign]
         return maps
 

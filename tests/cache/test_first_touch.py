@@ -106,6 +106,20 @@ def test_a_chunk_whose_checksum_fails_is_never_trusted(toy: Any, hurt: FeatureSt
             fresh.read(MAPS)
 
 
+@pytest.mark.parametrize("dated", [True, False], ids=["by a write", "by itself"])
+def test_a_chunk_that_was_found_damaged_is_no_longer_trusted(toy: Any, store: FeatureStore, dated: bool) -> None:
+    store.read(MAPS)
+    path = toy.shard_file(store, MAPS, 1)
+    before = path.stat()
+    toy.flip(path, toy.chunk_position(path, PER_SHARD * VIEWS, 2 * VIEWS + 1) + 30)
+    if not dated:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    store.read(MAPS)
+    for verify in ("always", True, True):
+        with pytest.raises(CacheError, match="crc32c differ"):
+            store.read(MAPS, verify=verify)
+
+
 def test_a_shard_that_is_mapped_again_is_trusted_only_if_it_is_the_same_file(
     toy: Any, store: FeatureStore, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,27 @@ def test_killed_while_the_chosen_run_is_being_made_it_goes_on(
     assert RunFolder(out).last.read_bytes() == uninterrupted.last.read_bytes()
 
 
+def test_pilots_train_without_compiling_and_whoever_resumes_them_still_compiles(
+    distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, out = list[DistillConfig](), tmp_path / "run"
+
+    def killed(config: DistillConfig, *_: object, **__: object) -> RunFolder:
+        trained.append(config)
+        raise RunError("killed")
+
+    config = distilling(objective="auto", epochs=3, compile=True)
+    for resume, compiles in ((False, True), (True, True), (True, False)):
+        with pytest.raises(RunError, match="killed"):
+            auto.choose(
+                config.model_copy(update={"compile": compiles}), out, Progress(), killed, resume=resume, overwrite=False
+            )
+    assert [config.compile for config in trained] == [False] * 3
+    monkeypatch.setattr("polyp_difom.pipeline.distill.distill", killed)
+    CliRunner().invoke(app, ["distill", "--resume", "-o", str(out)])
+    assert trained[3].compile
+
+
 def test_what_cannot_be_trained_replaces_no_run(uninterrupted: RunFolder, distilling: Distilling, tmp_path: Path) -> None:
     shutil.copytree(uninterrupted.path, tmp_path / "run")
     with pytest.raises(CacheError, match="not the store"):

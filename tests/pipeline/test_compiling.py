@@ -161,7 +161,7 @@ def test_a_compiler_that_fails_is_named_and_changes_nothing(
     assert same(run, distill(distilling(), tmp_path / "plain"))
 
 
-def test_a_compiled_step_without_memory_is_halved_like_any_other(
+def test_memory_that_only_the_rehearsal_lacks_leaves_the_batch_whole(
     distilling: Distilling, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def needs_much(logits: Tensor) -> Tensor:
@@ -171,9 +171,10 @@ def test_a_compiled_step_without_memory_is_halved_like_any_other(
 
     heard = Heard()
     monkeypatch.setattr(torch, "compile", Compiler(clock, change=needs_much))
-    distill(distilling(compile=True), tmp_path / "run", heard)
-    assert [line for line in heard.lines if "from here on 2 frames at once" in line]
-    assert verdict(heard).startswith("torch.compile is ")
+    run = distill(distilling(compile=True), tmp_path / "run", heard)
+    assert not [line for line in heard.lines if "from here on" in line]
+    assert verdict(heard) == "torch.compile is not used: out of memory"
+    assert same(run, distill(distilling(), tmp_path / "plain"))
 
 
 def test_too_few_steps_are_not_measured(distilling: Distilling, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -162,6 +162,13 @@ def test_drawn_trials_are_to_be_confirmed_by_a_grid_with_controls(tmp_path: Path
     assert factors["learning_rate"] == (best.settings["learning_rate"],)
 
 
+def test_the_control_of_paper_is_proposed_as_paper_trains(tmp_path: Path) -> None:
+    words = re.search(r"--grid '(.*?)'", page(swept(tmp_path / "abc", "objective=multiscale,paper seed=0", gain=-0.1)).text)
+    assert words is not None
+    factors = parse_grid(words[1])
+    assert (factors["objective"], factors["affine"], factors["latents"]) == (("none", "paper"), (False,), (True,))
+
+
 def test_the_page_names_the_stores_teachers_with_licence_and_doubts(tmp_path: Path, store: FeatureStore) -> None:
     signature = store.manifest.signature()
     known = page(swept(tmp_path / "known", cache=str(store.location), signature=signature)).text

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from polyp_difom.pipeline.sweep.arrays import shared_arrays
 from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.local import run_local
 from polyp_difom.pipeline.sweep.results import best_row, reason, rows
-from polyp_difom.pipeline.sweep.run import sweep
+from polyp_difom.pipeline.sweep.run import Local, sweep
 from polyp_difom.pipeline.sweep.worker import work
 
 MakeSweep = Callable[..., tuple[SweepFolder, SweepConfig]]
@@ -347,6 +348,25 @@ def test_trials_that_were_stopped_again_and_again_go_on_when_resumed(
 
     for _ in range(3):
         os.waitpid(forked(killed), 0)
-    folder.students.write_text("{}")
+    folder.students.write_text('{"unet:4": {}}')
     sweep(None, folder.path, resume=True)
     assert [row.state for row in rows(folder)] == ["finished"]
+
+
+def test_students_that_an_older_version_did_not_measure_are_measured_when_resumed(make_sweep: MakeSweep) -> None:
+    folder, config = make_sweep("objective=none,paper seed=0 epochs=1")
+    asked = list[tuple[str, ...]]()
+
+    class Measures(Local):
+        def facts(self, names: tuple[str, ...], *_: Any) -> dict[str, dict[str, Any]]:
+            asked.append(names)
+            return {name: {"latency_ms": 3.0} for name in names}
+
+        def run(self, *_: Any) -> None:
+            pass
+
+    folder.students.write_text('{"unet:4": {"latency_ms": 2.5}}')
+    for _ in range(2):
+        sweep(config, folder.path, resume=True, engine=Measures())
+    assert asked == [("unet:4 with latents",)]
+    assert {name: held["latency_ms"] for name, held in folder.facts().items()} == {"unet:4": 2.5, "unet:4 with latents": 3.0}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from polyp_difom.cache.errors import DataError
 from polyp_difom.pipeline.evaluation.done import Job
 from polyp_difom.pipeline.evaluation.metrics import write_scores_csv
 from polyp_difom.pipeline.evaluation.scoring import ImageScore
@@ -123,10 +122,55 @@ def test_figures_of_weights_that_are_no_more_or_of_another_protocol_do_not_count
     assert found(folder, "pranet") is None
 
 
-def test_trials_that_were_scored_on_other_frames_are_not_compared(tmp_path: Path) -> None:
-    folder = swept(tmp_path / "s", lambda trial: {KVASIR: [0.5] * (3 + trial.settings["seed"])})
-    with pytest.raises(DataError, match="the same images"):
-        found(folder)
+def test_one_common_set_among_several_gives_a_gain_its_interval_and_the_chart_its_title(tmp_path: Path) -> None:
+    def partly(trial: Trial) -> dict[str, list[float]]:
+        return plain(trial) if trial.settings["seed"] else {KVASIR: plain(trial)[KVASIR]}
+
+    folder = swept(tmp_path / "s", partly, "objective=none,multiscale seed=0..1")
+    tests = found(folder)
+    assert tests is not None
+    (gain,) = tests.gains
+    assert gain.on == KVASIR
+    assert gain.whole.mean == pytest.approx(0.1)
+    assert f"Paired differences in test Dice, {KVASIR}" in write_sweep_report(folder).read_text()
+
+
+def test_sets_of_which_one_trial_had_other_frames_are_left_out_and_it_is_named(tmp_path: Path) -> None:
+    def stray(trial: Trial) -> dict[str, list[float]]:
+        return {KVASIR: [0.5] * (3 + (trial.name == "001-none-s1")), ETIS: [0.5] * 2}
+
+    folder = swept(tmp_path / "s", stray)
+    tests = found(folder)
+    assert tests is not None
+    assert (tests.trials, tests.sets, tests.averaged) == (6, (ETIS,), (ETIS,))
+    (said,) = tests.left_out
+    assert f"{KVASIR} are left out: 001-none-s1 had other frames" in said
+    assert said.endswith(f"evaluate {folder.path} --data DIR --split test --protocol per-image --overwrite")
+    assert said in write_sweep_report(folder).read_text()
+
+
+def test_other_files_under_the_same_names_are_other_frames(tmp_path: Path) -> None:
+    folder = swept(tmp_path / "s", lambda trial: {KVASIR: [0.5] * 3})
+    for number, run in enumerate(sorted((folder.path / "runs").iterdir())):
+        Job("per-image", "test", "w", {"kvasir-seg": "new" if number == 4 else "f"}, {}).finish(run / "evaluation", {})
+    tests = found(folder)
+    assert tests is not None
+    assert (tests.trials, tests.sets) == (0, ())
+    assert "004-shuffled-s0 had other frames" in tests.left_out[0]
+    text = write_sweep_report(folder).read_text()
+    assert tests.left_out[0] in text
+    assert "Test figures" not in text
+
+
+def test_figures_on_all_splits_count_only_where_what_was_seen_is_recorded(tmp_path: Path) -> None:
+    folder = swept(tmp_path / "s", lambda trial: {"kvasir-seg (all)": [0.5] * 3}, "objective=none,multiscale seed=0")
+    Job("per-image", "all", "w", {"kvasir-seg": "f"}, {}).finish(
+        folder.path / "runs" / "000-none" / "evaluation", {"kvasir-seg": {"train": 2}}
+    )
+    tests = found(folder)
+    assert tests is not None
+    assert (tests.trials, tests.seen) == (1, {"kvasir-seg (all)": 2})
+    assert "(all) of 001-multiscale are left out" in tests.left_out[0]
 
 
 def test_the_page_has_the_test_figures_and_says_what_they_are_for(tmp_path: Path) -> None:

@@ -112,10 +112,11 @@ def test_what_was_scored_alike_is_kept_and_anything_else_is_scored_again(folder:
     assert scored(overlays=0) == [True] * 4
     assert scored(overlays=0, protocol="pranet") == [True] * 4
     (folder.path / "runs/001-none-s1/evaluation/per-image/synthetic-all.csv").unlink()
+    (folder.path / "runs/002-multiscale-s0/evaluation/per-image/synthetic-all.json").unlink()
     other = folder.path / "runs/003-multiscale-s1/checkpoints"
     shutil.copyfile(other / "last.safetensors", other / "best.safetensors")
     shutil.copyfile(folder.path / "runs/000-none-s0/checkpoints/best.safetensors", other / "best.safetensors")
-    assert scored(overlays=0) == [False, True, False, True]
+    assert scored(overlays=0) == [False, True, True, True]
 
 
 def test_other_frames_under_the_same_names_are_scored_again(folder: SweepFolder, copied_frames: Path, repaint: object) -> None:
@@ -192,6 +193,8 @@ def test_a_sweep_is_evaluated_reported_and_told_as_one_object(folder: SweepFolde
         refused = cli("evaluate", folder.path, "-d", frames, option, folder.path / "runs" / "000-none-s0")
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert option in refused.stderr
+    refused = cli("evaluate", folder.path / "runs" / "000-none-s0", "-d", frames, "--overwrite")
+    assert (refused.exit_code, "a sweep folder" in refused.stderr) == (2, True)
     assert not list(folder.path.glob("runs/*/evaluation"))
 
     result = cli("evaluate", folder.path, "-d", frames, *OPTIONS)
