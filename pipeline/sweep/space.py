@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -295,8 +295,3 @@ def _word(name: str, value: Any) -> str:
     if isinstance(value, int | float):
         return f"{initials}{value:.3g}"
     return "all" if value is None else str(value)
-
-
-def varying(factors: Factors, trials: Sequence[Trial]) -> list[str]:
-    """Factors that take several values."""
-    return [name for name in factors if len({repr(trial.settings.get(name)) for trial in trials}) > 1]
