@@ -15,7 +15,14 @@ from polyp_difom.cache.errors import UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.averaging import AveragedStudent
 from polyp_difom.pipeline.compiling import Compiling, refuse_several
-from polyp_difom.pipeline.device import autocast, keep_freed_memory, out_of_memory, pick_device, pick_precision
+from polyp_difom.pipeline.device import (
+    autocast,
+    keep_freed_memory,
+    out_of_memory,
+    pick_device,
+    pick_precision,
+    training_autocast,
+)
 from polyp_difom.pipeline.distributed import (
     average,
     average_gradients,
@@ -256,7 +263,7 @@ class Trainer:
 
     def _losses(self, batch: Batch, progress: float) -> Losses:
         features = self.compiling.features if self.compiling else self.student.features
-        with autocast(self.device, self.precision), synchronised():
+        with training_autocast(self.device, self.precision), synchronised():
             logits, taps = features(batch.frames)
         taps = {name: maps.float() for name, maps in taps.items()}  # heads, FFTs and losses stay in float32
         logits, sides = logits.float(), [taps.pop(name) for name in self.student.sides]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.pipeline.device import autocast, out_of_memory, pick_device, pick_precision
+from polyp_difom.pipeline.device import autocast, out_of_memory, pick_device, pick_precision, training_autocast
 
 CPU = torch.device("cpu")
 
@@ -73,6 +73,30 @@ def test_autocast_touches_nothing_in_float32() -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with autocast(CPU, precision):
             assert layer(inputs).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups", "exact"), [(5, 8, True), (7, 8, True), (3, 8, False), (5, 1, False), (1, 8, False)]
+)
+def test_wide_depthwise_convolutions_train_in_float32_on_the_cpu(kernel: int, groups: int, exact: bool) -> None:
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Conv2d(8, 8, kernel, groups=groups, bias=False), torch.rand(2, 8, 12, 12)
+    wanted = layer(inputs)
+    (wanted_slope,) = torch.autograd.grad(wanted.sum(), layer.weight)
+    with training_autocast(CPU, "bfloat16"):
+        maps = layer(inputs)
+    (slope,) = torch.autograd.grad(maps.sum(), layer.weight)
+    assert maps.dtype == torch.bfloat16
+    assert torch.equal(maps, wanted.bfloat16()) == torch.equal(slope, wanted_slope) == exact
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_autocast_leaves_other_layers_alone(precision: str) -> None:
+    layer, inputs = torch.nn.Conv2d(4, 4, 3), torch.rand(2, 4, 9, 9)
+    with autocast(CPU, precision):
+        wanted = layer(inputs)
+    with training_autocast(CPU, precision):
+        assert torch.equal(layer(inputs), wanted)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
 def test_no_step_asks_the_device_for_a_value(
     objective: str, distilling: Distilling, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "autocast", lambda device, precision: nullcontext())
+    monkeypatch.setattr(training, "training_autocast", lambda device, precision: nullcontext())
     monkeypatch.setattr(protocol, "moments", _moments)  # the real one's kernel knows no such tensors
     trainer = Trainer(distilling(objective=objective), store, Progress())
     feed = trainer.train
