@@ -56,6 +56,9 @@ def distill(
         str, _student("unet, unetpp (:B wide, :deep), pranet, emcad:b0..b5, light (:lite1, :lite2), smp:ARCH/ENCODER.")
     ] = "unet",
     pretrained: Annotated[bool, _student("ImageNet weights for the encoder, where the student has one.")] = True,
+    encoder_weights: Annotated[
+        str | None, _student("FILE of your own weights for it: timm's, the authors', or a student's.")
+    ] = None,
     latents: Annotated[bool, _student("Latents L1 and L2 before the decoder; objective paper implies them.")] = False,
     objective: Annotated[
         str,

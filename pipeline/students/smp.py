@@ -1,12 +1,14 @@
 """`smp:<Architecture>/<encoder>`: any network of segmentation_models.pytorch, for instance `smp:FPN/resnet18`.
 
 Encoders are the package's own names, or `tu-NAME` for timm's. Pixels are normalised as the encoder's ImageNet weights want
-them: 0.5 +- 0.5 for Inception, Xception and EfficientNet-Lite, timm's figures for `tu-`, else ImageNet's.
+them: 0.5 +- 0.5 for Inception, Xception and EfficientNet-Lite, timm's figures for `tu-`, else ImageNet's. The weights of
+`tu-tf_efficientnet_lite0` to `2` come from the packages that ship them, so these work offline; others are downloaded.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import Any
@@ -17,11 +19,13 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.students.latents import Latents, latent_taps
+from polyp_difom.pipeline.students.lite import LITE_MEAN, LITE_STD, lite_weights, load_imagenet
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, unreachable
 from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
 
 HALF = ("inception", "xception", "timm-tf_efficientnet_lite")
 """Encoders of the package whose weights want pixels in -1..1."""
+SHIPPED = re.compile(r"tu-tf_efficientnet_lite([0-2])(\.\w+)?")
 TAP_STRIDES = (8, 16, 32)
 
 
@@ -94,9 +98,13 @@ def build_smp(variant: str | None, latents: bool, pretrained: bool) -> SmpStuden
     _known("architecture", architecture, list(architectures))
     _known("encoder", encoder.partition(".")[0], _encoders(package))  # timm's may end on .TAG of a set of weights
     try:
+        shipped = SHIPPED.fullmatch(encoder)
         mean, std, weights = _pretraining(package, encoder)
-        network = architectures[architecture](encoder, encoder_weights="imagenet" if pretrained and weights else None)
-        return SmpStudent(network, mean, std, f"{encoder}, {weights}" if weights else None, latents)
+        downloads = pretrained and weights and not shipped
+        network = architectures[architecture](encoder, encoder_weights="imagenet" if downloads else None)
+        if pretrained and shipped:
+            load_imagenet(network.encoder.model, int(shipped[1]))
+        return SmpStudent(network, mean, std, weights and f"{encoder}, {weights}", latents)
     except OSError as error:
         raise unreachable(name, error) from error
     except (RuntimeError, ValueError, KeyError, AssertionError, TypeError, IndexError) as error:
@@ -127,6 +135,8 @@ def _encoders(package: ModuleType) -> list[str]:
 
 def _pretraining(package: ModuleType, encoder: str) -> tuple[Sequence[float], Sequence[float], str | None]:
     """Mean and deviation of an encoder's pixels, and the ImageNet weights that it has, in words."""
+    if shipped := SHIPPED.fullmatch(encoder):
+        return LITE_MEAN, LITE_STD, lite_weights(int(shipped[1]))
     if encoder.startswith("tu-"):
         import timm
 

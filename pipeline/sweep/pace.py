@@ -91,7 +91,7 @@ def side_by_side(configs: Sequence[DistillConfig], seconds: float, arrays: worke
     try:
         for config in configs:
             ours, theirs = started.Pipe()
-            untaught = config.model_copy(update={"pretrained": False})
+            untaught = config.model_copy(update={"pretrained": False, "encoder_weights": None})
             processes.append(started.Process(target=_report_pace, args=(untaught, seconds, arrays, free, theirs), daemon=True))
             processes[-1].start()
             theirs.close()

@@ -38,7 +38,7 @@ MEMORY_SHARE = 0.9
 ON_GPU = (1, 2, 3, 4)
 UNPRICED = (
     *("epochs", "learning_rate", "schedule", "weight_decay", "clip", "patience", "distill_weight", "weight_schedule"),
-    *("seed", "pretrained", "signature", "reads", "views", "flips", "auto"),
+    *("seed", "pretrained", "encoder_weights", "signature", "reads", "views", "flips", "auto"),
 )
 """Settings that do not change what a step costs."""
 

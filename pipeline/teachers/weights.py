@@ -11,13 +11,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
+from polyp_difom.cache.errors import MissingDependencyError, UsageError
 from polyp_difom.pipeline.files import sha256_of
+from polyp_difom.pipeline.state_dicts import read_state
 
 _BLOCK = 1 << 20
 
@@ -109,32 +108,12 @@ def _download(url: str, digest: str, target: Path, teacher: str, announce: Calla
 
 
 def load_state(path: Path, *, teacher: str) -> dict[str, Tensor]:
-    """State dict of a .safetensors or torch checkpoint (tensors only); unwraps "model"/"state_dict" and "module.".
+    """The state dict of a teacher's checkpoint, see `read_state`.
 
     Raises:
         MissingDependencyError: not such a file, or not a state dict.
     """
-    wanted = "a torch or safetensors checkpoint that holds tensors only"
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise MissingDependencyError(
-            f"the checkpoint of teacher {teacher!r} cannot be read", where=path, got=first_line(error), wanted=wanted,
-            remedy=f"give --weights {teacher}=PATH of another file",
-        ) from error  # fmt: skip
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise MissingDependencyError(
-            f"the checkpoint of teacher {teacher!r} is not a state dict", where=path, got=type(state).__name__, wanted=wanted,
-            remedy=f"give --weights {teacher}=PATH of another file",
-        )  # fmt: skip
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return read_state(path, f"the checkpoint of teacher {teacher!r}", f"give --weights {teacher}=PATH of another file")
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], path: Path, *, teacher: str) -> None:
