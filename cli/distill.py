@@ -162,5 +162,7 @@ def _tell(run: RunFolder, settings: DistillConfig, as_json: bool) -> None:
         return
     if chose:
         typer.echo(chose)
-    typer.echo(f"{run.path}: best validation Dice {best['val_dice']:.4f} at epoch {best['epoch']}")
+    typer.echo(
+        f"{run.path}: best validation Dice {best['val_dice']:.4f} at epoch {best['epoch']}, in {run.best.relative_to(run.path)}"
+    )
     typer.echo(f"next: polyp-difom evaluate {run.path} --data DIR")

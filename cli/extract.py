@@ -118,7 +118,8 @@ def foresee(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         left = found.shards - found.done
         typer.echo(f"{left} of {found.shards} shards are left" if left else "complete already, nothing to do")
     for name, seconds in found.seconds.items():
-        typer.echo(f"{name}: {seconds / 60:.1f} minutes on {found.device} in {found.precision}, one process")
+        minutes = f"{seconds / 60:.1f} minutes on {found.device} in {found.precision}, one process"
+        typer.echo(f"{name}: {minutes} (and what fitting its basis and measuring flips takes, on up to some hundred frames)")
 
 
 def check_engine(engine: str, of_ray: dict[str, object]) -> None:

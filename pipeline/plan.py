@@ -158,7 +158,7 @@ def check_space(manifest: Manifest, n: int, cache: str, progress: Progress, resu
         resumes: some of it may be there already, so nothing is refused; None: where the store exists.
     """
     needed = predicted_bytes(manifest, n)
-    text = f"{n} frames x {len(manifest.views)} views: at most {needed / 2**20:,.1f} MiB of frames and maps"
+    text = f"{n} frames x {len(manifest.views)} views: about {needed / 2**20:,.1f} MiB of frames and maps"
     if "://" in cache or (Path(cache).exists() if resumes is None else resumes):
         progress.say(text)
         return

@@ -19,10 +19,12 @@ class Registry(Generic[T]):
     Args:
         kind: what the entries are called in messages ("teacher", "student", ...).
         package: dotted name of the package whose modules register entries; imported on first look-up.
+        also: names that a user may give in an entry's place, for messages.
     """
 
-    def __init__(self, kind: str, package: str):
+    def __init__(self, kind: str, package: str, also: tuple[str, ...] = ()):
         self.kind = kind
+        self._also = also
         self._package = package
         self._entries: dict[str, T] = {}
         self._loaded = False
@@ -52,10 +54,11 @@ class Registry(Generic[T]):
         self._load()
         if name in self._entries:
             return self._entries[name]
-        close = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.4)
+        choices = [*self.names(), *self._also]
+        close = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
         raise UsageError(
             f"unknown {self.kind} {name!r}",
-            wanted=f"one of: {', '.join(self.names())}",
+            wanted=f"one of: {', '.join(choices)}",
             remedy=f"did you mean {' or '.join(close)}?" if close else None,
         )
 

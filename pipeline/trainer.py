@@ -198,7 +198,9 @@ class Trainer:
         if better:
             write_student(self, run.best)
         save(self, run)
-        text = f"{digest(record)} val Dice {record['val_dice']:.4f} ({record['seconds']:.1f} s)"
+        minutes = (self.config.epochs - self.epoch) * record["seconds"] / 60
+        took = f"{record['seconds']:.1f} s" + (f", about {minutes:,.0f} minutes to go" if minutes > 1 else "")
+        text = f"{digest(record)} val Dice {record['val_dice']:.4f} ({took})"
         self.progress.say(f"epoch {self.epoch}/{self.config.epochs}: {text}")
 
     def batches(self, epoch: int) -> Iterator[Batch]:

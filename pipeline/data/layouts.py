@@ -19,8 +19,8 @@ from polyp_difom.pipeline.data.frames import read_bytes
 from polyp_difom.pipeline.data.pairing import Pair, first_names, folders, image_files, natural_key, pair_by_stem, visible
 from polyp_difom.pipeline.registry import Registry
 
-IMAGE_FOLDERS = frozenset({"images", "image", "img", "imgs", "original"})
-MASK_FOLDERS = frozenset({"masks", "mask", "labels", "gt", "ground truth", "annotations"})
+IMAGE_FOLDERS = frozenset({"images", "image", "img", "imgs", "frames", "original"})
+MASK_FOLDERS = frozenset({"masks", "mask", "labels", "gt", "ground truth", "annotations", "segmentations", "segmentation"})
 
 
 class Layout(ABC):
@@ -81,13 +81,16 @@ def detect_layout(root: Path | str) -> str:
             wanted="exactly one",
             remedy=f"name it: --data {names[0]}={root} (or --layout {names[0]} for data check)",
         )
+    if bool(named_folders(root, IMAGE_FOLDERS)) != bool(named_folders(root, MASK_FOLDERS)):
+        _folder_pair(root)
     known = "".join(f"\n    {name}: {LAYOUTS.get(name).looks_like}" for name in LAYOUTS.names())
     raise DataError(
         "no known data set layout fits this folder",
         where=root,
         got=first_names(path.name for path in visible(root)),
         wanted=f"one of:{known}",
-        remedy="point at the folder that holds the images and masks folders, or name the layout: --data NAME=FOLDER",
+        remedy="point at the folder that holds the images and masks folders, or name the layout: --data NAME=FOLDER (or "
+        "--layout NAME for data check)",
     )
 
 
@@ -105,7 +108,7 @@ def _checked_root(root: Path | str) -> Path:
     return path
 
 
-def _named(root: Path, names: Iterable[str]) -> list[Path]:
+def named_folders(root: Path, names: Iterable[str]) -> list[Path]:
     """Sub-folders of `root` by name; case, "-" and "_" do not count."""
     wanted = {name.lower() for name in names}
     return [path for path in folders(root) if re.sub(r"[-_]", " ", path.name.lower()) in wanted]
@@ -115,7 +118,7 @@ def _folder_pair(root: Path) -> tuple[Path, Path]:
     """The one image folder and the one mask folder of `root`; DataError where there is none or more than one."""
     found = []
     for kind, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS)):
-        folders = _named(root, names)
+        folders = named_folders(root, names)
         if len(folders) != 1:
             raise DataError(
                 f"{'no' if not folders else 'more than one'} {kind} folder",
@@ -134,13 +137,16 @@ def _pair_folder(root: Path, dataset: str, split: str | None = None) -> list[Pai
 
 
 class Folder(Layout):
-    """Any folder of images beside any folder of masks; the data set is called like the folder."""
+    """A folder of images beside a folder of masks, under usual names; the data set is called like the folder around both."""
 
-    looks_like = "images/X.jpg + masks/X.png, under any of the usual names"
+    looks_like = (
+        f"images/X.jpg + masks/X.png; images may be called {', '.join(sorted(IMAGE_FOLDERS - {'images'}))}, "
+        f"masks {', '.join(sorted(MASK_FOLDERS - {'masks'}))}"
+    )
     generic = True
 
     def matches(self, root: Path) -> bool:
-        return bool(_named(root, IMAGE_FOLDERS) and _named(root, MASK_FOLDERS))
+        return bool(named_folders(root, IMAGE_FOLDERS) and named_folders(root, MASK_FOLDERS))
 
     def pairs(self, root: Path) -> list[Pair]:
         # one set of PraNet's release: it tests, whatever its own name

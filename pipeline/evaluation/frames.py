@@ -123,7 +123,7 @@ def frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by:
     found = gather(sources, splits, **_splitting(target.header.get("split", PLAIN_SPLIT), split_by, seed))
     if split != "all" and (foreign := sorted(found.invented - target.datasets())):
         raise UsageError(
-            f"data set {foreign[0]!r} has no {split} split of its own, and {target.name} is not known to have learned from it",
+            f"data set {foreign[0]!r} has no {split} split of its own, and {target.name!r} did not learn from it",
             got=found.policy, wanted="all of its frames", remedy="give --split all, or --split-by FILE.csv",
         )  # fmt: skip
     return found

@@ -30,7 +30,7 @@ any use on patients, and pictures that are not colour frames of colonoscopies.
 ## How to load
 
 ```python
-from polyp_difom.pipeline.models.hub import from_pretrained
+from polyp_difom.pipeline.api import from_pretrained
 
 model = from_pretrained("path/to/this/folder")  # or "ORG/NAME"
 probability = model.probability(picture)  # uint8 [height, width, 3] -> float32 [height, width]

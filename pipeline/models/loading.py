@@ -75,7 +75,7 @@ def kind_of(path: Path) -> str:
             return "hub-folder"
         raise RunError("no model in this folder", where=path, wanted=KINDS)
     if not path.is_file():
-        raise RunError("no such model", where=path, wanted=KINDS)
+        raise RunError("no such model", where=path, wanted=KINDS, remedy="check the path")
     if path.suffix == ".xml":
         return "openvino"
     if path.suffix == ".onnx":

@@ -124,7 +124,7 @@ class Objective(nn.Module):
         return Losses(torch.stack(terms).sum(), parts)
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective", "polyp_difom.pipeline.objectives")
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", "polyp_difom.pipeline.objectives", also=("auto",))
 
 
 def frozen(target: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.pipeline.data.frames import FORMATS
+from polyp_difom.pipeline.data.layouts import IMAGE_FOLDERS, MASK_FOLDERS, named_folders
 from polyp_difom.pipeline.data.pairing import printable
 from polyp_difom.pipeline.predict.dicom import dicom
 from polyp_difom.pipeline.predict.films import camera, camera_name, film
@@ -34,7 +35,7 @@ _MAKERS: dict[str, Callable[[Found], Source]] = {"picture": StillSource, "film":
 def find_sources(texts: Sequence[str], progress: Progress | None = None) -> list[Source]:
     """All sources that `texts` name, in order, none twice; nothing is decoded yet.
 
-    A folder stands for the pictures and DICOM files in it and in its sub-folders, hidden files aside.
+    A folder stands for the pictures and DICOM files in it and in its sub-folders, hidden files aside, and a data set's masks.
 
     Raises:
         DataError: something that does not exist, holds no picture or is nothing that can be read.
@@ -63,7 +64,12 @@ def _listed(text: str, progress: Progress) -> list[tuple[Path, Path, str]]:
             raise DataError("not an input that can be read", where=printable(path), wanted=_WANTED)
         return [(path, path.parent, kind)]
     if path.is_dir():
-        paths, root, kinds = sorted(path.rglob("*")), path, {"picture", "dicom"}
+        masks = named_folders(path, MASK_FOLDERS) if named_folders(path, IMAGE_FOLDERS) else []
+        paths = sorted(found for found in path.rglob("*") if not any(found.is_relative_to(folder) for folder in masks))
+        root, kinds = path, {"picture", "dicom"}
+        if masks:
+            named = " and ".join(folder.name for folder in masks)
+            progress.say(f"{printable(text)}: {named} left out, beside a folder of images")
     elif matches := _matches(path):
         paths, kinds = matches, {"picture", "dicom", "film"}
         root = Path(os.path.commonpath([os.path.abspath(match.parent) for match in paths]))

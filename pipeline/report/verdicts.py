@@ -173,7 +173,7 @@ def _evidence(gains: Sequence[tuple[int | None, PairedDifference]]) -> str:
     """Differences in points, of each seed."""
     zero = "; the interval includes zero" if word_of([gain for _, gain in gains]) == "no difference" else ""
     if len(gains) == 1:
-        return f"{points(gains[0][1].mean)} points of Dice (95 % interval {_range(gains[0][1])}){zero}"
+        return f"{points(gains[0][1].mean)} points of Dice (one seed; 95 % interval over frames {_range(gains[0][1])}){zero}"
     each = "; ".join(f"seed {seed} {points(gain.mean)} ({_range(gain)})" for seed, gain in gains)
     average = points(mean(gain.mean for _, gain in gains))
     zero = ", no interval clear of zero" if zero else ""

@@ -60,6 +60,13 @@ def test_a_name_like_no_other_is_answered_with_the_list_alone(animals: Registry[
     assert caught.value.details["next"] is None
 
 
+def test_names_that_stand_for_no_entry_are_listed_too() -> None:
+    with pytest.raises(UsageError) as caught:
+        OBJECTIVES.get("aut")
+    assert "auto" in str(caught.value.details["wanted"])
+    assert caught.value.details["next"] == "did you mean auto?"
+
+
 def test_a_name_cannot_be_taken_twice(animals: Registry[str]) -> None:
     animals.names()
     with pytest.raises(RuntimeError, match="registered twice"):

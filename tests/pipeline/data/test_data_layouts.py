@@ -73,6 +73,19 @@ def test_numbered_tiffs_of_another_size_fit_no_layout(tmp_path: Path) -> None:
         detect_layout(put_all(tmp_path, "1.tif", "p1.tif"))
 
 
+@pytest.mark.parametrize(("there", "missing"), [("images", "mask"), ("frames", "mask"), ("segmentations", "image")])
+def test_a_folder_without_its_partner_is_named_as_that(tmp_path: Path, there: str, missing: str) -> None:
+    with pytest.raises(DataError, match=f"no {missing} folder") as caught:
+        detect_layout(put_all(tmp_path, f"{there}/1.png"))
+    assert caught.value.details["got"] == f"1: {there}"
+
+
+def test_frames_beside_segmentations_are_a_data_set(tmp_path: Path) -> None:
+    root = put_all(tmp_path, "frames/1.png", "segmentations/1.png")
+    assert detect_layout(root) == "folder"
+    assert ids(root) == [f"{root.name.lower()}/1"]
+
+
 def test_a_damaged_numbered_tiff_is_named_during_detection(tmp_path: Path) -> None:
     put_all(tmp_path, "p1.tif")
     (tmp_path / "1.tif").write_bytes(b"not a tiff")

@@ -206,6 +206,15 @@ def test_hidden_and_other_files_of_a_folder_are_left_out(predicted: Predicted, t
     assert predicted(tmp_path / "in").pictures == 1
 
 
+@pytest.mark.parametrize(("folders", "count"), [(("images", "masks"), 1), (("patients", "masks"), 2), (("masks",), 1)])
+def test_masks_beside_images_are_no_pictures(
+    folders: tuple[str, ...], count: int, predicted: Predicted, tmp_path: Path
+) -> None:
+    for folder in folders:
+        save(tmp_path / "in" / folder / "a.png", scene(8, 8))
+    assert predicted(tmp_path / "in").pictures == count
+
+
 @pytest.mark.parametrize("make", ["missing", "empty folder", "text", "glob"])
 def test_an_input_without_pictures_is_refused_by_name(make: str, tmp_path: Path) -> None:
     path = tmp_path / "in.txt"

@@ -163,7 +163,10 @@ def test_pictures_keep_the_order_given_and_are_at_most_640_wide(tmp_path):
 def test_a_gain_is_claimed_only_where_the_whole_interval_is_above_zero():
     (helped, first), (neither, second) = judged(TAUGHT)
     assert (helped, neither) == ("helped", "no difference")
-    assert f"On {KVASIR}, the teacher litemedsam helped: +4.4 points of Dice (95 % interval +2.1 to +6.5)" in first
+    assert (
+        f"On {KVASIR}, the teacher litemedsam helped: +4.4 points of Dice (one seed; 95 % interval over frames +2.1 to +6.5)"
+        in first
+    )
     assert "70% of 80 frames" in first
     assert f"On {ETIS}, no difference can be shown for the teacher litemedsam: +1.0 points" in second
     assert "the interval includes zero" in second
