@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyp_difom.cache.manifest import Manifest
 from polyp_difom.cache.store import FeatureStore
 
 BLOCK_BYTES = 32 * 2**20
@@ -74,7 +75,7 @@ def compare(first: FeatureStore, second: FeatureStore, progress: Callable[[int, 
     ready = [store.done().repeat(store.manifest.samples_per_shard) for store in (first, second)]
     whole = [name for name in both if ready[0][rows[0][name]] and ready[1][rows[1][name]]]
     pairs = np.array([[side[name] for name in whole] for side in rows], np.int64)
-    layouts = [{key: (spec.shape, spec.dtype) for key, spec in store.manifest.arrays.items()} for store in (first, second)]
+    layouts = [{key: (spec.shape, spec.dtype) for key, spec in store.manifest.whole().items()} for store in (first, second)]
     keys = [key for key, layout in layouts[0].items() if layouts[1].get(key) == layout]
     arrays = []
     for step, key in enumerate(keys if whole else [], start=1):
@@ -82,7 +83,7 @@ def compare(first: FeatureStore, second: FeatureStore, progress: Callable[[int, 
         if progress is not None:
             progress(step, len(keys))
     return Difference(
-        settings=first.manifest.differences(second.manifest),
+        settings=_as_read(first).differences(_as_read(second)),
         only_first=[name for name in rows[0] if name not in rows[1]],
         only_second=[name for name in rows[1] if name not in rows[0]],
         changed=[name for name in both if _facts(first, rows[0][name]) != _facts(second, rows[1][name])],
@@ -92,12 +93,17 @@ def compare(first: FeatureStore, second: FeatureStore, progress: Callable[[int, 
     )
 
 
+def _as_read(store: FeatureStore) -> Manifest:
+    """Where views were added later is no difference."""
+    return store.manifest.model_copy(update={"arrays": store.manifest.whole()})
+
+
 def _facts(store: FeatureStore, row: int) -> tuple[str, str, str]:
     return store.samples.sha256[row], store.samples.mask_sha256[row], store.samples.split[row]
 
 
 def _array_difference(first: FeatureStore, second: FeatureStore, key: str, pairs: NDArray[np.int64]) -> ArrayDifference:
-    spec = first.manifest.arrays[key]
+    spec = first.manifest.whole()[key]
     step = max(1, BLOCK_BYTES // (spec.chunks_per_sample * spec.chunk_bytes))
     largest, apart, products = 0.0, 0, np.zeros(3)
     for start in range(0, pairs.shape[1], step):

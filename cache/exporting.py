@@ -55,8 +55,8 @@ def export(
     if to not in FORMATS:
         raise UsageError("unknown format", where="--to", got=to, wanted=" or ".join(FORMATS))
     store.require_complete()
-    wanted, steps = set(splits), steps or {}
-    specs = {key: exported(store.manifest.arrays[key], steps.get(key)) for key in keys}
+    wanted, steps, whole = set(splits), steps or {}, store.manifest.whole()
+    specs = {key: exported(whole[key], steps.get(key)) for key in keys}
     kept = np.array([name in wanted for name in store.samples.split])
     if not kept.any():
         raise UsageError("no sample is in these splits", where=store.location, got=", ".join(sorted(wanted)))

@@ -20,14 +20,15 @@ from polyp_difom.cache.store import FeatureStore
 
 
 def pending_part(store: FeatureStore, manifest: Manifest) -> FeatureStore:
-    """The added arrays as a store of their own: same samples and shards, own done marks and ledger.
+    """The added arrays as a store of their own: same samples and shards, own done marks and ledger; the added views, if any.
 
     Args:
         store: complete.
         manifest: of the store once extended; its samples, shards and present arrays are the store's.
     """
     added = {key: spec for key, spec in manifest.arrays.items() if key not in store.manifest.arrays}
-    part = manifest.model_copy(update={"arrays": added})
+    fresh = manifest.views[len(store.manifest.views) :]
+    part = manifest.model_copy(update={"arrays": added, "views": fresh or manifest.views})
     return FeatureStore(store.location, part, store.samples, writable=True, marks=f"{SEALED}/{manifest.signature()[:16]}/")
 
 

@@ -179,7 +179,7 @@ def _measured(store: FeatureStore, keys: Iterable[str]) -> dict[str, dict[str, f
             stored, native = arrays["rotation"].shape
             found[prefix] = {"stored": stored, "native": native, "variance_held": float(arrays["explained"][:stored].sum())}
             found[prefix] |= {f"int8_error, {scale}": error for scale, error in attrs.get("int8_error", {}).items()}
-        elif "cosine" in arrays:
+        elif "cosine" in arrays and set(attrs["views"]) <= set(store.manifest.views):  # not of views that are still being added
             found[prefix] = dict(zip(attrs["views"], arrays["cosine"].tolist(), strict=True))
             if "affine_cosine" in arrays:
                 found[prefix]["affine"] = float(arrays["affine_cosine"].mean())
@@ -219,9 +219,11 @@ def summary(store: FeatureStore) -> dict[str, Any]:
             key: {
                 "shape": list(spec.shape),
                 "dtype": spec.dtype,
-                "bytes": sum(size for name, size in files.items() if name.startswith(f"{key}/")),
+                "bytes": sum(
+                    size for name, size in files.items() if name.startswith(tuple(f"{p}/" for p in manifest.pieces(key)))
+                ),
             }
-            for key, spec in manifest.arrays.items()
+            for key, spec in manifest.whole().items()
         },
         "measured": _measured(store, files),
         "bytes": dict(sorted(sizes.items())),

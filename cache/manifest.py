@@ -31,6 +31,13 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Continues(_Model):
+    """Of an array that goes on with another one along that one's first dimension per sample: which, and from which index on."""
+
+    key: ArrayKey
+    at: int = Field(gt=0)
+
+
 class ArraySpec(_Model):
     """One array of the store, described per sample.
 
@@ -39,12 +46,21 @@ class ArraySpec(_Model):
         dtype: numpy name ("float16", "uint8", ...); see `fill`.
         chunk_dims: leading dimensions of `shape` that a chunk holds one index of; 1 for an embedding: (sample, view) chunks.
         compressed: blosc (zstd, bitshuffle) before the crc32c, or the crc32c alone.
+        continues: for views that were added later, the array that they belong to; others are written without this field.
     """
 
     shape: tuple[Annotated[int, Field(gt=0)], ...]
     dtype: str
     chunk_dims: int = Field(ge=0)
     compressed: bool
+    continues: Continues | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        if self.continues is None:
+            fields.pop("continues", None)
+        return fields
 
     @field_validator("dtype")
     @classmethod
@@ -62,6 +78,11 @@ class ArraySpec(_Model):
         if self.chunk_dims > len(self.shape):
             raise ValueError(f"chunk_dims {self.chunk_dims} exceeds the {len(self.shape)} dimensions of {self.shape}")
         return self
+
+    @property
+    def first(self) -> int:
+        """Which index of the first dimension the array begins at: 0, but for one that goes on with another."""
+        return self.continues.at if self.continues else 0
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -197,6 +218,37 @@ class Manifest(_Model):
     samples_per_shard: int = Field(gt=0)
     arrays: dict[ArrayKey, ArraySpec]
     software: dict[str, str]
+
+    @model_validator(mode="after")
+    def _continued_without_gaps(self) -> Manifest:
+        for key in {spec.continues.key for spec in self.arrays.values() if spec.continues}:
+            whole = self.arrays.get(key)
+            if whole is None or whole.continues or not whole.chunk_dims:
+                raise ValueError(f"{key} is no array that can be continued")
+            stop = whole.shape[0]
+            for name, piece in list(self.pieces(key).items())[1:]:
+                alike = piece.model_copy(update={"shape": (whole.shape[0], *piece.shape[1:]), "continues": None}) == whole
+                if not alike or piece.first != stop:
+                    raise ValueError(f"{name} does not go on where {key} ends")
+                stop += piece.shape[0]
+        return self
+
+    def pieces(self, key: str) -> dict[str, ArraySpec]:
+        """An array, and in order those that continue it."""
+        others = {name: spec for name, spec in self.arrays.items() if spec.continues and spec.continues.key == key}
+        return {key: self.arrays[key], **dict(sorted(others.items(), key=lambda item: item[1].first))}
+
+    def whole(self) -> dict[str, ArraySpec]:
+        """The arrays as `read` gives them: each with all that continues it."""
+        ends: dict[str, int] = {}
+        for spec in self.arrays.values():
+            if spec.continues:
+                ends[spec.continues.key] = max(ends.get(spec.continues.key, 0), spec.first + spec.shape[0])
+        return {
+            key: spec.model_copy(update={"shape": (ends[key], *spec.shape[1:])}) if key in ends else spec
+            for key, spec in self.arrays.items()
+            if not spec.continues
+        }
 
     def signature(self) -> str:
         """sha256 (hex) of the canonical JSON of everything except `software`."""

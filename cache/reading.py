@@ -6,6 +6,7 @@ Shapes: n samples, v views, c channels, h w grid.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -19,7 +20,7 @@ from polyp_difom.cache.location import Location, explained
 from polyp_difom.cache.manifest import ArraySpec, Manifest
 from polyp_difom.cache.origin import Origin
 from polyp_difom.cache.samples import SampleTable
-from polyp_difom.cache.shards import UNWRITTEN, ChunkFault, ShardedArray, Verify, chunk_numbers
+from polyp_difom.cache.shards import UNWRITTEN, Bytes, ChunkFault, ShardedArray, Verify, chunk_numbers, room
 from polyp_difom.cache.skeleton import LEDGER_FIELDS, read_manifest, read_samples, read_small
 
 RESUME = "run the same `polyp-difom extract` again; it resumes"
@@ -44,6 +45,7 @@ class ReadableStore:
         self._pid = os.getpid()
         self._group: zarr.Group | None = None
         self._arrays: dict[str, ShardedArray] = {}
+        self._pieces: dict[str, tuple[ArraySpec, dict[str, ArraySpec]]] = {}
         self._is_writing = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class ReadableStore:
             return constants.read(self.root, prefix, self.location)
 
     def read(self, key: str, indices: NDArray[np.integer] | None = None, verify: Verify = True) -> NDArray[Any]:
-        """Samples of one array, straight from the shard files.
+        """Samples of one array, with all that continues it, straight from the shard files.
 
         Args:
             key: as in the manifest.
@@ -140,14 +142,32 @@ class ReadableStore:
             CacheError: a chunk was never written, or is damaged; names shard file and sample.
             IndexError: an index out of range.
         """
-        spec = self._spec(key)
-        numbers, shape = chunk_numbers(key, spec, len(self), indices)
+        whole, pieces = self._whole(key)
+        numbers, shape = chunk_numbers(key, whole, len(self), indices)
+        out, rows = room(len(numbers), whole)
+        if len(pieces) == 1:
+            self._fill(key, numbers, rows, verify)
+            return out.reshape(shape)
+        samples, places = np.divmod(numbers, whole.chunks_per_sample)
+        for name, spec in pieces.items():
+            count = spec.chunks_per_sample
+            local = places - spec.first * (count // spec.shape[0])
+            here = np.flatnonzero((local >= 0) & (local < count))
+            self._fill(name, samples[here] * count + local[here], [rows[row] for row in here.tolist()], verify)
+        return out.reshape(shape)
+
+    def _fill(self, key: str, chunks: NDArray[np.int64], rows: Sequence[Bytes] | Bytes, verify: Verify) -> None:
         with explained(f"reading {key}", self.location):
-            out, faults = self.sharded(key).read(numbers, verify)
-            fault = next(faults, None)
+            fault = next(self.sharded(key).fill(chunks, rows, verify), None)
         if fault is not None:
             raise self._unreadable(key, fault)
-        return out.reshape(shape)
+
+    def _whole(self, key: str) -> tuple[ArraySpec, dict[str, ArraySpec]]:
+        """An array as it is read, and what it is made of."""
+        if key not in self._pieces:
+            spec = self._spec(key)
+            self._pieces[key] = self.manifest.whole().get(key, spec), self.manifest.pieces(key)
+        return self._pieces[key]
 
     def _unreadable(self, key: str, fault: ChunkFault) -> CacheError:
         spec = self._spec(key)

@@ -118,11 +118,11 @@ class ShardedArray:
             chunks: numbers [k].
             verify: the crc32c of which chunks to compare; that of an index always is when its shard is opened.
         """
-        out = np.empty((len(chunks), *self._spec.chunk_shape), self._spec.dtype)
-        rows = out.view(np.uint8).reshape(len(chunks), self._spec.chunk_bytes)
-        return out, self._fill(chunks, rows, verify)
+        out, rows = room(len(chunks), self._spec)
+        return out, self.fill(chunks, rows, verify)
 
-    def _fill(self, chunks: NDArray[np.int64], rows: NDArray[np.uint8], verify: Verify) -> Iterator[ChunkFault]:
+    def fill(self, chunks: NDArray[np.int64], rows: Sequence[Bytes] | Bytes, verify: Verify) -> Iterator[ChunkFault]:
+        """As `read`, into `rows`: `chunk_bytes` bytes for each of the chunks."""
         shards, local = np.divmod(chunks, self.chunks_per_shard)
         spans: list[Span] = []
         targets: list[int] = []
@@ -222,6 +222,12 @@ class ShardedArray:
             for run, (_, first, _), raw in zip(batch, places, fetched, strict=True):
                 data = np.frombuffer(raw, np.uint8)
                 yield from ((number, data[spans[number][1] - first : spans[number][2] - first]) for number in run)
+
+
+def room(count: int, spec: ArraySpec) -> tuple[NDArray[Any], Bytes]:
+    """Room for so many chunks of an array, [count, *chunk_shape], and the same as bytes [count, chunk_bytes]."""
+    out = np.empty((count, *spec.chunk_shape), spec.dtype)
+    return out, out.view(np.uint8).reshape(count, spec.chunk_bytes)
 
 
 def batched_runs(spans: Sequence[Span]) -> Iterator[list[list[int]]]:

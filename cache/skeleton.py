@@ -97,7 +97,7 @@ def is_unfinished(location: Location) -> bool:
 def as_extended(manifest: Manifest, held: Manifest) -> Manifest:
     """What a store of these settings has for a manifest where it was not made at once, but extended to them.
 
-    Its shards are as large as its first arrays asked for, and an added scale's map has an entry of its own.
+    Its shards are as large as its first arrays asked for, an added scale's map has an entry of its own, added views an array.
 
     Args:
         held: of the extended store.
@@ -109,7 +109,13 @@ def as_extended(manifest: Manifest, held: Manifest) -> Manifest:
         else entry
         for entry in manifest.teachers
     )
-    return manifest.model_copy(update={"teachers": teachers, "samples_per_shard": held.samples_per_shard})
+    whole = held.whole()
+    arrays = {
+        name: piece
+        for key, spec in manifest.arrays.items()
+        for name, piece in (held.pieces(key) if whole.get(key) == spec else {key: spec}).items()
+    }
+    return manifest.model_copy(update={"teachers": teachers, "arrays": arrays, "samples_per_shard": held.samples_per_shard})
 
 
 def read_manifest(location: Location) -> Manifest:

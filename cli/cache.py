@@ -149,7 +149,7 @@ def diff(
     from polyp_difom.cache.store import FeatureStore
 
     stores = [FeatureStore.open(path) for path in (first, second)]
-    with Terminal(quiet).task("comparing", len(stores[0].manifest.arrays)) as advance:
+    with Terminal(quiet).task("comparing", len(stores[0].manifest.whole())) as advance:
         found = compare(stores[0], stores[1], lambda done, total: advance(1))
     if as_json:
         print_json({"equal": found.equal, **asdict(found)})
@@ -206,7 +206,8 @@ def export(
     keys = _keys(opened, teachers, scales)
     rows = sum(name in splits for name in opened.samples.split)
     steps = schema.steps_of(opened)
-    specs = (exported(opened.manifest.arrays[key], steps.get(key)) for key in keys)
+    whole = opened.manifest.whole()
+    specs = (exported(whole[key], steps.get(key)) for key in keys)
     total = rows * sum(spec.chunks_per_sample * spec.chunk_bytes for spec in specs)
     with Terminal(quiet).task("exporting bytes", total) as advance:
         written = copy(opened, output, to, keys, splits, advance, steps)

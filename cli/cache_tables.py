@@ -75,7 +75,7 @@ def measured(groups: dict[str, dict[str, float]]) -> list[list[str]]:
     """A row a measurement: what, of which teacher, value."""
     rows = []
     for group, values in groups.items():
-        name = group.removeprefix("teachers/").removesuffix("/equivariance").removesuffix("/basis").replace("/", ", ")
+        name = group.removeprefix("teachers/").partition("/equivariance")[0].removesuffix("/basis").replace("/", ", ")
         if "variance_held" in values:
             what = f"variance held by {values['stored']} of {values['native']} channels"
             rows.append([what, name, f"{values['variance_held']:.1%}"])

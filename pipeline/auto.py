@@ -33,7 +33,7 @@ from polyp_difom.pipeline.resuming import as_begun, require_resumable
 from polyp_difom.pipeline.runs import PILOTS, RunFolder, read_checkpoint
 from polyp_difom.pipeline.schema import learned_by
 from polyp_difom.pipeline.shelf import Shelf
-from polyp_difom.pipeline.subset import choose_subset, open_store
+from polyp_difom.pipeline.subset import choose_subset, open_store, views_of
 from polyp_difom.pipeline.teachers.guard import validation_learned
 from polyp_difom.pipeline.trainer import Trainer
 from polyp_difom.pipeline.yaml_files import read_mapping
@@ -180,7 +180,8 @@ def _settled(config: DistillConfig, store: FeatureStore) -> DistillConfig:
     """The settings with the teachers and scales that pilots and training are to read, whatever the store gains meanwhile."""
     teachers = choose_teachers(store, config.teachers)
     scales = choose_subset(store, teachers, config.scales).scales
-    held = {"signature": config.signature or store.manifest.signature(), "reads": parts_read(store.manifest, teachers, scales)}
+    reads = parts_read(store.manifest, teachers, scales, views_of(config, store))
+    held = {"signature": config.signature or store.manifest.signature(), "reads": reads}
     return config.model_copy(update={"teachers": teachers, "scales": scales, **held})
 
 

@@ -1,4 +1,4 @@
-"""Adds teachers or scales to a store without the images it was made from: the squared frames in it are what teachers see.
+"""Adds teachers, scales or views to a store without the images it was made from: teachers see the squared frames in it.
 
 What is there keeps its bytes. A killed extension leaves the old store as it was; the same command goes on with it.
 """
@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from polyp_difom.cache import extension
 from polyp_difom.cache.claims import NoClaims
 from polyp_difom.cache.errors import CacheError, UsageError
-from polyp_difom.cache.manifest import Manifest, MapEntry, Spectra, TeacherEntry
+from polyp_difom.cache.manifest import Continues, Manifest, MapEntry, Spectra, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.basis import Basis
 from polyp_difom.pipeline.costs import cost_line
+from polyp_difom.pipeline.data.frames import VIEWS
 from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision
-from polyp_difom.pipeline.fitting import bases_of
+from polyp_difom.pipeline.fitting import bases_of, with_flips
 from polyp_difom.pipeline.plan import check_space
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Arrays, Bases, MapsOfTeacher, Runner
@@ -37,6 +38,7 @@ class ExtendConfig(BaseModel):
     cache: str
     teachers: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
+    views: int | None = None
     weights: dict[str, str] = {}
     input_sizes: dict[str, int] = {}
     batch_size: int = Field(default=8, gt=0)
@@ -82,23 +84,24 @@ class Addition:
 
 
 def extend(config: ExtendConfig, progress: Progress | None = None) -> FeatureStore:
-    """Add teachers, or scales of all teachers that are there, and return the extended store.
+    """Add teachers, or scales or views of all teachers that are there, and return the extended store.
 
     Raises:
-        UsageError: neither or both are named, an unknown name, or a scale that would change what is stored.
+        UsageError: none or several of these are named, an unknown name, or what would change what is stored.
         CacheError: the store is incomplete, busy, or was made with other weights; or the disk is full.
         MissingDependencyError: a teacher that cannot be loaded.
     """
     progress = progress or Progress()
-    if bool(config.teachers) == bool(config.scales):
-        raise UsageError("name either teachers or scales to add", wanted="--teachers NAME,... or --scales s4,...")
+    if sum((bool(config.teachers), bool(config.scales), config.views is not None)) != 1:
+        wanted = "--teachers NAME,... or --scales s4,... or --views 4"
+        raise UsageError("name either teachers or scales or views to add, one at a time", wanted=wanted)
     store = FeatureStore.open(config.cache, writable=True)
     store.require_complete()
     keep_freed_memory()
     device = pick_device(config.device)
     precision, _ = pick_precision(device, store.manifest.precision)
     progress.say(f"teachers run on {device} in {precision}, as the store was made")
-    added = (_teachers if config.teachers else _scales)(store, config, progress)
+    added = (_teachers if config.teachers else _scales if config.scales else _views)(store, config, progress)
     part = extension.pending_part(store, added.manifest)
     if not part.manifest.arrays:
         extension.finish(store)
@@ -108,8 +111,9 @@ def extend(config: ExtendConfig, progress: Progress | None = None) -> FeatureSto
     with part.writing(), enough_memory(device):
         extension.begin(part, added.groups)
         runner = Runner(added.teachers, part.manifest, added.maps, _decoder(store), device, config.batch_size, progress)
+        fit = with_flips if config.views else bases_of
         bases = {
-            teacher.spec.name: bases_of(part, runner, teacher, progress, added.known.get(teacher.spec.name))
+            teacher.spec.name: fit(part, runner, teacher, progress, added.known.get(teacher.spec.name))
             for teacher in added.teachers
         }
         runner.compile_where_it_pays(len(part))
@@ -175,8 +179,42 @@ def _scales(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Ad
     extended = manifest.model_copy(update={
         "teachers": tuple(entries),
         "scales": schema.scale_cells(layout.size, everything),
-        "arrays": {**manifest.arrays, **schema.arrays(wider, addition.teachers)},
+        "arrays": manifest.arrays | schema.arrays(wider, addition.teachers) | manifest.arrays,
     })  # fmt: skip
+    return replace(addition, manifest=extended)
+
+
+def _views(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Addition:
+    """The flips that are lacking, of every teacher at every scale, as arrays of their own beside those of the other views."""
+    manifest = store.manifest
+    held, wanted = len(manifest.views), config.views or 0
+    if wanted not in (2, 4):
+        raise UsageError("no such number of views to add", where="--views", got=wanted, wanted="2 or 4")
+    if wanted < held:
+        raise UsageError(
+            "the store holds more views", where="--views", got=wanted, wanted=f"at least {held}",
+            remedy=f"polyp-difom distill --cache {store.location} --views {wanted} trains on the first ones",
+        )  # fmt: skip
+    fresh = VIEWS[held:wanted]
+    addition = Addition(manifest, [], {}, [], {})
+    if not fresh:
+        return addition
+    for entry in manifest.teachers:
+        teacher = _load(entry.name, store, config, progress)
+        _require_same(entry, teacher, store)
+        maps = schema.maps_of_scales(teacher.spec, manifest.frame_size, tuple(manifest.scales))
+        addition.teachers.append(teacher)
+        addition.maps[entry.name] = maps
+        addition.known[entry.name] = {n: schema.stored_basis(store, entry, scales) for n, scales in maps.items()}
+        addition.groups.append(schema.added_key(schema.equivariance_group(entry.name), fresh))
+    arrays = {
+        schema.added_key(key, fresh): spec.model_copy(
+            update={"shape": (len(fresh), *spec.shape[1:]), "continues": Continues(key=key, at=held)}
+        )
+        for key, spec in manifest.whole().items() if spec.chunk_dims
+    }  # fmt: skip
+    addition.groups.extend(arrays)
+    extended = manifest.model_copy(update={"views": (*manifest.views, *fresh), "arrays": {**manifest.arrays, **arrays}})
     return replace(addition, manifest=extended)
 
 

@@ -8,6 +8,7 @@ killed run goes on at the first shard that is not done. Several workers may run 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
@@ -80,7 +81,8 @@ def begin(config: ExtractConfig, precision: str, progress: Progress) -> tuple[li
     teachers = load_teachers(config, progress)
     plan = make_plan(config, found, teachers, precision, progress)
     check_space(plan.manifest, len(plan.samples), config.cache, progress)
-    return teachers, plan, FeatureStore.create(config.cache, plan.manifest, plan.samples)
+    store = FeatureStore.create(config.cache, plan.manifest, plan.samples)
+    return teachers, replace(plan, manifest=plan.manifest.model_copy(update={"arrays": store.manifest.arrays})), store
 
 
 def load_teachers(config: ExtractConfig, progress: Progress) -> list[Teacher]:

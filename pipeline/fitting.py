@@ -89,6 +89,19 @@ def bases_of(
     return bases
 
 
+def with_flips(store: FeatureStore, runner: Runner, teacher: Teacher, progress: Progress, known: Bases | None = None) -> Bases:
+    """The stored bases, for views that are added to stored maps; what these flips do to the maps is measured first."""
+    name = teacher.spec.name
+    _refuse_other_precision(store, teacher)
+    group = schema.added_key(schema.equivariance_group(name), store.manifest.views)
+    if store.read_constants(group) is None:
+        progress.say(f"{name}: measuring what the added flips do to its maps")
+        rows = basis_rows(store)[:EQUIVARIANCE_FRAMES]
+        witnesses = [frame.cpu() for frames in _frames(runner, rows) for frame in frames]
+        store.write_constants(group, *_equivariance(runner, teacher, witnesses, None))
+    return known or {}
+
+
 def _refuse_other_precision(store: FeatureStore, teacher: Teacher) -> None:
     """CacheError where a store that is not finished holds maps that its teacher, which is exact now, made in bfloat16."""
     name = teacher.spec.name
@@ -174,23 +187,26 @@ def _with_steps(
 
 
 def _equivariance(
-    runner: Runner, teacher: Teacher, witnesses: list[Tensor], seed: int
+    runner: Runner, teacher: Teacher, witnesses: list[Tensor], seed: int | None
 ) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """How far moving a map is from the teacher's map of the moved frame, as mean cosines over a few train frames and all maps.
 
-    `cosine` [v] of each flip is why views are stored; `affine_cosine` is the error of augmentation by resampled maps.
+    `cosine` [v] of each flip is why views are stored; `affine_cosine` is the error of augmentation by resampled maps, which
+    is not measured without a seed.
     """
-    matrices = draw_affine(torch.Generator().manual_seed(seed), len(witnesses), share=1.0)
+    matrices = draw_affine(torch.Generator().manual_seed(seed or 0), len(witnesses), share=1.0)
     flips, affine = [], []
     for frame, matrix in zip(witnesses, matrices.split(1), strict=True):
         frames = frame[None].to(runner.device)
         maps = runner.embed(teacher, frames)
         flipped = [runner.embed(teacher, frames.flip(axes)) for axes in runner.views]
-        moved = runner.embed(teacher, resample(frames, matrix))
+        moved = {} if seed is None else runner.embed(teacher, resample(frames, matrix))
         for number, own in maps.items():
             flips.append([_alike(own.flip(axes), f[number]) for axes, f in zip(runner.views, flipped, strict=True)])
-            affine.append(_alike(resample(own, matrix), moved[number]))
-    arrays = {"cosine": np.array(flips).mean(0), "affine_cosine": np.array(affine).mean(keepdims=True)}
+        affine += [_alike(resample(maps[number], matrix), there) for number, there in moved.items()]
+    arrays = {"cosine": np.array(flips).mean(0)}
+    if affine:
+        arrays["affine_cosine"] = np.array(affine).mean(keepdims=True)
     return arrays, {"views": list(runner.manifest.views), "frames": len(witnesses)}
 
 

@@ -58,7 +58,8 @@ def teacher_arrays(store: FeatureStore, entry: TeacherEntry) -> dict[str, tuple[
     for scale in store.manifest.scales:
         keys[schema.embedding_key(entry.name, scale)] = scale, "embedding"
         keys[schema.spectrum_key(entry.name, scale)] = scale, "spectrum"
-    return {key: what for key, what in keys.items() if key in store.manifest.arrays}
+    arrays = store.manifest.arrays.items()
+    return {name: keys[key] for name, spec in arrays if (key := spec.continues.key if spec.continues else name) in keys}
 
 
 class LiveTeacher:
@@ -137,7 +138,9 @@ def recompute(
             parts: dict[str, list[NDArray[np.float64]]] = {}
             for start in range(0, len(rows), BATCH):
                 here = rows[start : start + BATCH]
-                for key, values in live.arrays(here).items():
+                made = live.arrays(here)
+                for key in filter(store.manifest.whole().__contains__, made):
+                    values = np.concatenate([made[name] for name in store.manifest.pieces(key)], 1)
                     parts.setdefault(key, []).append(_sums(store.read(key, here), values))
                 advance(len(here))
             found += [_likeness(store, entry, key, np.concatenate(sums), rows) for key, sums in parts.items()]

@@ -6,6 +6,7 @@ Shapes: b batch, n samples, v views, c channels, h w grid, s frame side.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -37,7 +38,7 @@ class Runner:
     """The teachers, and what of the plan they need to run.
 
     Args:
-        manifest: of the arrays that shards are made of.
+        manifest: of the arrays that shards are made of, in its views.
         maps: by teacher, which of its maps are made into which scales.
         decode: of the number of a sample, what is stored of its frame; at least `schema.IMAGE`, uint8 [3, s, s].
         batch_size: images that a teacher sees at once; in a shard, all views of a frame together.
@@ -51,6 +52,13 @@ class Runner:
         self.manifest, self.maps, self.decode = manifest, maps, decode
         self.device, self.batch_size, self.progress = device, batch_size, progress
         self.views = [flip_axes(view) for view in manifest.views]
+        mapped = {name: spec for name, spec in manifest.arrays.items() if spec.chunk_dims}
+        start = min((spec.first for spec in mapped.values()), default=0)
+        self._pieces: dict[str, dict[str, slice]] = defaultdict(dict)
+        """By key of maps or spectra in all these views: the arrays that hold them, and which of the views each holds."""
+        for name, spec in mapped.items():
+            key = spec.continues.key if spec.continues else name
+            self._pieces[key][name] = slice(spec.first - start, spec.first - start + spec.shape[0])
         self._most: dict[str, int] = {}
         """By teacher: images that its memory was found to hold."""
 
@@ -141,13 +149,14 @@ class Runner:
                 for scale in self.maps[name][number]:
                     maps = area_resample(stored, self.manifest.scales[scale])
                     key = schema.embedding_key(name, scale)
-                    is_int8 = self.manifest.arrays[key].dtype == "int8"
+                    is_int8 = self.manifest.arrays[next(iter(self._pieces[key]))].dtype == "int8"
                     made[key] = _int8(key, maps, bases[name][number].steps[scale]) if is_int8 else maps.half()
                     if self.manifest.spectra != "none":
                         spectrum = spectra.spectrum(maps)
                         block = spectra.low_block(spectrum) if self.manifest.spectra == "low" else spectrum
                         made[schema.spectrum_key(name, scale)] = spectra.pack(block).half()
-        return {key: values.unflatten(0, (len(self.views), -1)).transpose(0, 1) for key, values in made.items()}
+        joined = {key: values.unflatten(0, (len(self.views), -1)).transpose(0, 1) for key, values in made.items()}
+        return {name: joined[key][:, held] for key in joined for name, held in self._pieces[key].items()}
 
 
 def _int8(key: str, maps: Tensor, steps: NDArray[np.float32]) -> Tensor:

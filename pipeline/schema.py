@@ -90,8 +90,15 @@ def maps_of_scales(spec: TeacherSpec, size: int, scales: tuple[str, ...]) -> dic
     return chosen
 
 
+def added_key(key: str, views: tuple[str, ...]) -> str:
+    """Key of the array that holds views which were added to those of another one: ".../embedding-vflip-rot180"."""
+    return "-".join((key, *views))
+
+
 def equivariance_group(teacher: str) -> str:
-    """Group of the measured cosines of flipped maps against maps of flipped frames, one for each view."""
+    """Group of the measured cosines of flipped maps against maps of flipped frames, one for each view; those of views that were
+    added lie under its `added_key`.
+    """
     return f"{teacher_group(teacher)}/equivariance"
 
 

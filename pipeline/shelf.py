@@ -42,7 +42,7 @@ class Shelf:
         rows = np.array([i for i, name in enumerate(self.store.samples.split) if name == split], np.int64)
         if not len(rows):
             raise DataError(f"the store has no {split} frames", where=self.store.location)
-        specs = self.store.manifest.arrays
+        specs = self.store.manifest.whole()
         wanted = {key: min(specs[key].chunks_per_sample, views or specs[key].chunks_per_sample) for key in keys}
         if lacking := [key for key, chunks in wanted.items() if self._chunks_held(split, key) < chunks]:
             size = sum(len(rows) * wanted[key] * specs[key].chunk_bytes for key in lacking)
@@ -65,7 +65,7 @@ class Shelf:
         return held.shape[1] if self.store.manifest.arrays[key].chunk_dims else 1
 
     def _read(self, key: str, rows: NDArray[np.int64], chunks: int) -> Tensor:
-        spec = self.store.manifest.arrays[key]
+        spec = self.store.manifest.whole()[key]
         if chunks == spec.chunks_per_sample:
             return torch.from_numpy(self.store.read(key, rows))
         numbers = np.stack([rows.repeat(chunks), np.tile(np.arange(chunks), len(rows))], 1)

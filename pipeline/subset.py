@@ -21,7 +21,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.basis import Moments
 from polyp_difom.pipeline.fitting import basis_rows
-from polyp_difom.pipeline.reads import of_store, require_kept
+from polyp_difom.pipeline.reads import of_store, require_kept, views_read
 from polyp_difom.pipeline.recipe import DistillConfig
 
 BLOCK_VALUES = 2**24
@@ -57,6 +57,11 @@ def open_store(config: DistillConfig) -> FeatureStore:
     return store
 
 
+def views_of(config: DistillConfig, store: FeatureStore) -> int | None:
+    """How many of the store's views a training sees, None for all: saved settings stay with those that there were."""
+    return (config.views or views_read(config.reads, store.manifest)) if config.flips else 1
+
+
 def choose_subset(
     store: FeatureStore,
     teachers: Sequence[str],
@@ -83,10 +88,11 @@ def choose_subset(
     for what, got, stored, possible in counts:
         if got is not None and got > stored:
             enough = next((number for number in possible if number >= got), None)
-            larger = f", or polyp-difom extract --{what} {enough} with another --cache" if enough else ""
+            way = f"extract --channels {enough} with another --cache"
+            larger = f", or polyp-difom {way if what == 'channels' else f'cache extend {store.location} --views {enough}'}"
             raise UsageError(
                 f"the store holds fewer {what}", where=store.location, got=f"{what} = {got}", wanted=f"at most {stored}",
-                remedy=f"leave --{what} out{larger}",
+                remedy=f"leave --{what} out{larger if enough else ''}",
             )  # fmt: skip
     return Subset(chosen, channels or most, views or len(manifest.views))
 

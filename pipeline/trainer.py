@@ -50,7 +50,7 @@ from polyp_difom.pipeline.schedule import RATES
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.students.encoder_weights import MARK, described, pinned
 from polyp_difom.pipeline.students.protocol import STUDENTS, Student, build_student
-from polyp_difom.pipeline.subset import choose_subset
+from polyp_difom.pipeline.subset import choose_subset, views_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
@@ -90,8 +90,7 @@ class Trainer:
             progress.say(f"{config.student} gets latents, which {config.objective} teaches; give its control --latents too")
         chosen = choose_teachers(store, config.teachers)
         self.teachers = chosen if taught else ()
-        views = config.views if config.flips else 1
-        self.subset = choose_subset(store, chosen, config.scales, config.channels, views)
+        self.subset = choose_subset(store, chosen, config.scales, config.channels, views_of(config, store))
         self._build(resume)
         if config.drop_teachers and taught and self.objective.alone:
             raise UsageError(f"objective {config.objective!r} needs all its teachers in every step", where="--drop-teachers")
@@ -161,7 +160,7 @@ class Trainer:
         }
         manifest = self.store.manifest
         chosen |= {"signature": self.config.signature or manifest.signature(), "cache": str(self.store.source)}
-        chosen["reads"] = parts_read(manifest, self.teachers, self.subset.scales)
+        chosen["reads"] = parts_read(manifest, self.teachers, self.subset.scales, self.subset.views)
         return {**self.config.model_dump(mode="json", exclude={"compile"}), **chosen}
 
     def fit(self, run: RunFolder, watch: Watch | None = None) -> None:

@@ -99,7 +99,8 @@ def _subjects(path: str | None, folder: Path, progress: Progress) -> Iterator[tu
     store.require_complete()
     if store.location.path is None:
         raise UsageError("only a local store can be compared with other readers", where=path, wanted="a path")
-    keys = [key for key, spec in store.manifest.arrays.items() if not spec.compressed and key.endswith("/embedding")]
+    uncompressed = [key for key, spec in store.manifest.arrays.items() if not spec.compressed and "/embedding" in key]
+    keys = [key for key in uncompressed if len(store.manifest.pieces(key)) == 1]  # others are no array that all readers know
     if not keys:
         raise CacheError("the store holds no uncompressed maps", where=path)
     yield from ((key, store, key) for key in keys)

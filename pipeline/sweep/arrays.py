@@ -54,7 +54,7 @@ def arrays_read(store: FeatureStore, config: SweepConfig) -> tuple[dict[str, lis
     keys = [schema.IMAGE, schema.MASK, *sorted(set(_target_keys(store, config)))]
     wanted = {"train": keys, "val": keys[:2]}
     count = {split: store.samples.split.count(split) for split in wanted}
-    specs = store.manifest.arrays
+    specs = store.manifest.whole()
     return wanted, sum(count[s] * specs[key].chunks_per_sample * specs[key].chunk_bytes for s in wanted for key in wanted[s])
 
 

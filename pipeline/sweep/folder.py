@@ -198,7 +198,7 @@ class SweepFolder:
         begun = self.config()
         require_kept(
             "not the store that the sweep was begun over", config.cache, dict(begun),
-            {**(config.reads or {}), SIGNATURE: config.signature},
+            {name: [digest] for name, digest in {**(config.reads or {}), SIGNATURE: config.signature}.items()},
             "give that store, or begin a sweep over this one with another -o",
         )  # fmt: skip
         if config.threads is None:

@@ -176,5 +176,5 @@ def _peak_bytes(rows: Sequence[Row], paces: Sequence[Pace], jobs: int, config: S
 
 def _store_bytes(paces: Sequence[Pace], store: FeatureStore) -> int:
     arrays = {key for pace in paces for key in pace.arrays}
-    specs = store.manifest.arrays
+    specs = store.manifest.whole()
     return sum(store.samples.split.count(s) * specs[key].chunks_per_sample * specs[key].chunk_bytes for s, key in arrays)

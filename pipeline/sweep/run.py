@@ -15,7 +15,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.device import pick_device
 from polyp_difom.pipeline.files import write_json
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.reads import parts
+from polyp_difom.pipeline.reads import parts, views_read
 from polyp_difom.pipeline.sweep.arrays import shared_arrays
 from polyp_difom.pipeline.sweep.folder import SweepConfig, SweepFolder
 from polyp_difom.pipeline.sweep.local import Look, run_local
@@ -95,7 +95,8 @@ def resolved(config: SweepConfig, store: FeatureStore, engine: Engine = LOCAL) -
     """
     store.require_complete()
     factors, device = checked(config.factors, store, config.sampler), engine.device(config.device)
-    held = {"signature": store.manifest.signature(), "reads": parts(store.manifest)}
+    reads = parts(store.manifest, views_read(config.reads, store.manifest))
+    held = {"signature": store.manifest.signature(), "reads": reads}
     return config.model_copy(update={"factors": factors, "device": device, **held})
 
 
@@ -134,6 +135,8 @@ def sweep(
     if not goes_on:
         folder.refuse_to_lose(overwrite)
     asked = config or folder.config()
+    if goes_on and folder.exists:  # in the views that there were
+        asked = asked.model_copy(update={"reads": folder.config().reads})
     store = FeatureStore.open(asked.here(progress.say).cache)
     asked = resolved(asked, store, engine)
     folder.make()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Manifest, SplitEntry, TeacherEntry
+from polyp_difom.cache.manifest import ArraySpec, BasisEntry, Continues, Manifest, SplitEntry, TeacherEntry
 from polyp_difom.cache.samples import SampleTable
 
 
@@ -61,6 +61,37 @@ def test_software_is_outside_the_signature_and_everything_else_inside() -> None:
 
 def test_a_signature_survives_json() -> None:
     assert Manifest.model_validate_json(manifest().model_dump_json()).signature() == manifest().signature()
+
+
+def test_a_manifest_of_an_earlier_version_has_the_signature_and_the_bytes_that_it_had() -> None:
+    assert manifest().signature() == "1cc266dab5f16a6074c14d6b8ed400739bd4d27437cbaeabd685cd8adb285be5"
+    assert manifest().model_dump(mode="json")["arrays"] == {
+        "frames/mask": {"shape": [8, 8], "dtype": "uint8", "chunk_dims": 0, "compressed": True}
+    }
+
+
+MAPS = ArraySpec(shape=(2, 5, 3, 3), dtype="float16", chunk_dims=1, compressed=False)
+
+
+def continued(key: str = "maps", at: int = 2, **changes: object) -> ArraySpec:
+    return MAPS.model_copy(update={"continues": Continues(key=key, at=at), **changes})
+
+
+def test_an_array_is_read_with_all_that_continues_it() -> None:
+    held = manifest(arrays={"later": continued(at=3, shape=(4, 5, 3, 3)), "maps": MAPS, "more": continued(shape=(1, 5, 3, 3))})
+    assert list(held.pieces("maps")) == ["maps", "more", "later"]
+    assert held.whole() == {"maps": MAPS.model_copy(update={"shape": (7, 5, 3, 3)})}
+    assert Manifest.model_validate_json(held.model_dump_json()) == held
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [continued(at=1), continued(at=3), continued("absent"), continued(dtype="int8"), continued(shape=(2, 5, 3, 4)),
+     continued("more"), continued(chunk_dims=2)],
+)  # fmt: skip
+def test_an_array_that_does_not_go_on_where_another_ends_is_refused(piece: ArraySpec) -> None:
+    with pytest.raises(ValidationError, match=r"does not go on|no array that can be continued"):
+        manifest(arrays={"maps": MAPS, "more": piece})
 
 
 def test_differences_name_the_dotted_keys_of_both_sides() -> None:
