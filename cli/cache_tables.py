@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from polyp_difom.pipeline.recompute import Likeness
 
 MIB = 2**20
+UNMOVED = 1e-4
+"""Relative error of a precision below which maps are those of float32."""
 
 
 def tell_likeness(found: list[Likeness]) -> None:
@@ -51,7 +53,7 @@ def overview(summary: dict[str, Any]) -> list[list[str]]:
         ["views", ", ".join(summary["views"])],
         ["scales", f"{grids} cells"],
         ["spectra", summary["spectra"]],
-        ["teachers ran in", summary["precision"]],
+        ["teachers ran in", _precisions(summary)],
         ["size", f"{summary['total_bytes'] / MIB:,.1f} MiB"],
         [
             "cost",
@@ -61,6 +63,15 @@ def overview(summary: dict[str, Any]) -> list[list[str]]:
         ["signature", summary["signature"]],
         ["made with", ", ".join(f"{name} {number}" for name, number in summary["software"].items())],
     ]
+
+
+def _precisions(summary: dict[str, Any]) -> str:
+    """The store's precision, and which teachers ran in float32 all the same: those whose maps it was measured not to move."""
+    measured = summary["measured"].items()
+    exact = [group.split("/")[1] for group, values in measured if values.get("precision_error", 1.0) < UNMOVED]
+    if not exact:
+        return summary["precision"]
+    return "float32" if len(exact) == len(summary["teachers"]) else f"{summary['precision']}; {', '.join(exact)} in float32"
 
 
 def arrays(summary: dict[str, Any]) -> list[list[str]]:

@@ -25,7 +25,6 @@ from polyp_difom.pipeline.distributed import world
 from polyp_difom.pipeline.feed import choose_teachers
 from polyp_difom.pipeline.figures import Diverged
 from polyp_difom.pipeline.files import alone_in, empty, write_json, write_text
-from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
 from polyp_difom.pipeline.progress import Advance, Progress
 from polyp_difom.pipeline.reads import parts_read
 from polyp_difom.pipeline.recipe import DistillConfig
@@ -98,8 +97,7 @@ def candidates(config: DistillConfig, store: FeatureStore) -> list[Candidate]:
     """What is tried for the teachers of these settings."""
     chosen = choose_teachers(store, config.teachers)
     kinds = {entry.kind for entry in store.manifest.teachers if entry.name in chosen}
-    held, weight = OBJECTIVES.names(), config.distill_weight
-    found = []
+    weight, found = config.distill_weight, []
     if "features" in kinds:
         found = [
             Candidate("multiscale", "multiscale", weight),
@@ -107,9 +105,8 @@ def candidates(config: DistillConfig, store: FeatureStore) -> list[Candidate]:
             Candidate("multiscale, decay", "multiscale", weight, "decay"),
             Candidate("multiscale, representation-first", "multiscale", weight, "representation-first"),
         ]
-        more = next((name for name in ("multiscale+relational", "cwd") if set(name.split("+")) <= set(held)), None)
-        found += [Candidate(more, more, weight)] if more else []
-    if "mask" in kinds and "logit" in held:
+        found += [Candidate(name, name, weight) for name in ("relational", "multiscale+relational")]
+    if "mask" in kinds:
         name = "multiscale+logit" if "features" in kinds else "logit"
         found += [Candidate("logit", "logit", weight)] + ([Candidate(name, name, weight)] if name != "logit" else [])
     return found

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.cli.cache_tables import overview
 
 Cli = Callable[..., Any]
 KEY = "teachers/dinov2-small/s16/spectrum"
@@ -29,6 +30,18 @@ def flip(folder: Path, key: str) -> None:
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [({}, "bfloat16"), ({"a": 0.02, "b": 0.01}, "bfloat16"), ({"a": 0.02, "b": 0.0}, "bfloat16; b in float32"),
+     ({"a": 0.0, "b": 1e-6}, "float32")],
+)  # fmt: skip
+def test_info_says_which_teachers_ran_in_float32_all_the_same(store: FeatureStore, errors: dict[str, float], said: str) -> None:
+    measured = {f"teachers/{name}/equivariance": {"precision_error": error} for name, error in errors.items()}
+    others = {f"teachers/{name}/basis": {"stored": 4.0} for name in "ab"}
+    summary = store.summary() | {"precision": "bfloat16", "teachers": [{}, {}], "measured": others | measured}
+    assert ["teachers ran in", said] in overview(summary)
 
 
 def test_info_reads_like_a_page_and_json_keeps_the_keys(cli: Cli, store: FeatureStore) -> None:
