@@ -95,7 +95,7 @@ def compare(first: FeatureStore, second: FeatureStore, progress: Callable[[int, 
 
 def _as_read(store: FeatureStore) -> Manifest:
     """Where views were added later is no difference."""
-    return store.manifest.model_copy(update={"arrays": store.manifest.whole()})
+    return store.manifest.model_copy(update={"arrays": store.manifest.whole(), "schema_version": 1})
 
 
 def _facts(store: FeatureStore, row: int) -> tuple[str, str, str]:

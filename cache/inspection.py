@@ -169,6 +169,8 @@ def _measured(store: FeatureStore, keys: Iterable[str]) -> dict[str, dict[str, f
     precision.
     """
     found: dict[str, dict[str, float]] = {}
+    specs = store.manifest.arrays.items()
+    added = {"", *(name.removeprefix(spec.continues.key) for name, spec in specs if spec.continues)}
     nodes = (key.split("/") for key in keys)
     groups = sorted("/".join(node[:3]) for node in nodes if len(node) == 4 and (node[0], node[3]) == ("teachers", "zarr.json"))
     for prefix, record in ((group, store.read_constants(group)) for group in groups):
@@ -179,7 +181,7 @@ def _measured(store: FeatureStore, keys: Iterable[str]) -> dict[str, dict[str, f
             stored, native = arrays["rotation"].shape
             found[prefix] = {"stored": stored, "native": native, "variance_held": float(arrays["explained"][:stored].sum())}
             found[prefix] |= {f"int8_error, {scale}": error for scale, error in attrs.get("int8_error", {}).items()}
-        elif "cosine" in arrays and set(attrs["views"]) <= set(store.manifest.views):  # not of views that are still being added
+        elif "cosine" in arrays and prefix.rpartition("/")[2].removeprefix("equivariance") in added:  # else never sealed
             found[prefix] = dict(zip(attrs["views"], arrays["cosine"].tolist(), strict=True))
             if "affine_cosine" in arrays:
                 found[prefix]["affine"] = float(arrays["affine_cosine"].mean())

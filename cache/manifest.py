@@ -204,7 +204,8 @@ class BasisEntry(_Model):
 class Manifest(_Model):
     """Everything that shaped a store; `software` alone is outside the signature."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 1
+    """2 where views were added, which what knows 1 alone cannot read."""
     dataset_digest: str
     datasets: tuple[DatasetEntry, ...]
     split: SplitEntry
@@ -262,7 +263,8 @@ class Manifest(_Model):
         return [(key, stored, wanted) for key, stored, wanted in pairs if stored != wanted]
 
 
-SCHEMA_VERSION: int = Manifest.model_fields["schema_version"].default
+SCHEMA_VERSION = 2
+"""The newest that is read and written."""
 
 
 def predicted_bytes(manifest: Manifest, n: int) -> int:

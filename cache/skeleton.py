@@ -115,7 +115,8 @@ def as_extended(manifest: Manifest, held: Manifest) -> Manifest:
         for key, spec in manifest.arrays.items()
         for name, piece in (held.pieces(key) if whole.get(key) == spec else {key: spec}).items()
     }
-    return manifest.model_copy(update={"teachers": teachers, "arrays": arrays, "samples_per_shard": held.samples_per_shard})
+    alike = {"samples_per_shard": held.samples_per_shard, "schema_version": held.schema_version}
+    return manifest.model_copy(update={"teachers": teachers, "arrays": arrays, **alike})
 
 
 def read_manifest(location: Location) -> Manifest:

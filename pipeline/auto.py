@@ -32,6 +32,7 @@ from polyp_difom.pipeline.resuming import as_begun, require_resumable
 from polyp_difom.pipeline.runs import PILOTS, RunFolder, read_checkpoint
 from polyp_difom.pipeline.schema import learned_by
 from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.students.encoder_weights import pinned
 from polyp_difom.pipeline.subset import choose_subset, open_store, views_of
 from polyp_difom.pipeline.teachers.guard import validation_learned
 from polyp_difom.pipeline.trainer import Trainer
@@ -178,7 +179,9 @@ def _settled(config: DistillConfig, store: FeatureStore) -> DistillConfig:
     teachers = choose_teachers(store, config.teachers)
     scales = choose_subset(store, teachers, config.scales).scales
     reads = parts_read(store.manifest, teachers, scales, views_of(config, store))
-    held = {"signature": config.signature or store.manifest.signature(), "reads": reads}
+    held: dict[str, Any] = {"signature": config.signature or store.manifest.signature(), "reads": reads}
+    own = config.encoder_weights
+    held["encoder_weights"] = pinned(own) if own else None
     return config.model_copy(update={"teachers": teachers, "scales": scales, **held})
 
 

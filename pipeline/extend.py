@@ -214,7 +214,9 @@ def _views(store: FeatureStore, config: ExtendConfig, progress: Progress) -> Add
         for key, spec in manifest.whole().items() if spec.chunk_dims
     }  # fmt: skip
     addition.groups.extend(arrays)
-    extended = manifest.model_copy(update={"views": (*manifest.views, *fresh), "arrays": {**manifest.arrays, **arrays}})
+    extended = manifest.model_copy(
+        update={"schema_version": 2, "views": (*manifest.views, *fresh), "arrays": {**manifest.arrays, **arrays}}
+    )
     return replace(addition, manifest=extended)
 
 

@@ -80,7 +80,7 @@ def _before(manifest: Manifest, views: int) -> Manifest:
         key: spec.model_copy(update={"shape": (spec.shape[0] - fewer, *spec.shape[1:])}) if spec.chunk_dims else spec
         for key, spec in manifest.whole().items()
     }
-    return manifest.model_copy(update={"views": manifest.views[:views], "arrays": arrays})
+    return manifest.model_copy(update={"schema_version": 1, "views": manifest.views[:views], "arrays": arrays})
 
 
 def lost(wanted: Mapping[str, str | None], held: Mapping[str, Collection[str | None]]) -> list[str]:

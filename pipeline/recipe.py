@@ -83,6 +83,11 @@ class DistillConfig(BaseModel):
         """The student by name, as sweeps tell networks apart: "unet" and "unet with latents"."""
         return self.student + (WITH_LATENTS if self.has_latents else "")
 
+    @field_validator("encoder_weights")
+    @classmethod
+    def _none_given(cls, source: str | None) -> str | None:
+        return source or None
+
     @field_validator("objective")
     @classmethod
     def _one_spelling(cls, text: str) -> str:

@@ -15,6 +15,7 @@ from polyp_difom.pipeline.distributed import leads
 from polyp_difom.pipeline.files import contents
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.runs import RunFolder, read_checkpoint, write_checkpoint
+from polyp_difom.pipeline.students.encoder_weights import digest_of
 
 if TYPE_CHECKING:
     from polyp_difom.pipeline.trainer import Trainer
@@ -69,9 +70,14 @@ def require_resumable(run: RunFolder) -> None:
 
 def as_begun(config: DistillConfig, began: Mapping[str, Any]) -> DistillConfig:
     """The settings of one who goes on: what of the store they leave open is what the run began with."""
-    names = ("teachers", "scales", "channels", "signature", "reads")
+    names = ("teachers", "scales", "channels", "encoder_weights", "signature", "reads")
     kept = {name: began.get(name) for name in names if getattr(config, name) is None}
     return config.model_copy(update={name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+
+
+def _digest(config: Mapping[str, Any]) -> str | None:
+    source = config.get("encoder_weights")
+    return source and digest_of(source)
 
 
 def load(trainer: Trainer, run: RunFolder) -> None:
@@ -88,6 +94,8 @@ def load(trainer: Trainer, run: RunFolder) -> None:
         )  # fmt: skip
     resolved, began_with = trainer.resolved, header["config"]
     free = {"cache", "signature"} if "reads" in began_with else {"cache"}
+    if _digest(resolved) == _digest(began_with):
+        free |= {"encoder_weights"}
     if differing := {key for key in resolved.keys() & began_with if resolved[key] != began_with[key]} - free:
         key = sorted(differing)[0]
         raise RunError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def read_state(path: Path, what: str, remedy: str) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text advises to let the file run code
+        raise MissingDependencyError(
+            f"{what} cannot be read", where=path, got="a file that holds more than tensors, or is no checkpoint", wanted=wanted,
+            remedy=f"save its state_dict() as .safetensors, or {remedy}",
+        ) from error  # fmt: skip
     except Exception as error:
         raise MissingDependencyError(
             f"{what} cannot be read", where=path, got=first_line(error), wanted=wanted, remedy=remedy

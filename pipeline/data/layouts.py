@@ -9,7 +9,7 @@ import io
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -19,8 +19,11 @@ from polyp_difom.pipeline.data.frames import read_bytes
 from polyp_difom.pipeline.data.pairing import Pair, first_names, folders, image_files, natural_key, pair_by_stem, visible
 from polyp_difom.pipeline.registry import Registry
 
-IMAGE_FOLDERS = frozenset({"images", "image", "img", "imgs", "frames", "original"})
-MASK_FOLDERS = frozenset({"masks", "mask", "labels", "gt", "ground truth", "annotations", "segmentations", "segmentation"})
+IMAGE_FOLDERS = (frozenset({"images", "image", "img", "imgs", "original"}), frozenset({"frames"}))
+MASK_FOLDERS = (
+    frozenset({"masks", "mask", "labels", "gt", "ground truth", "annotations"}), frozenset({"segmentations", "segmentation"})
+)  # fmt: skip
+"""Names of folders; the later ones count where there is none of the earlier."""
 
 
 class Layout(ABC):
@@ -108,23 +111,28 @@ def _checked_root(root: Path | str) -> Path:
     return path
 
 
-def named_folders(root: Path, names: Iterable[str]) -> list[Path]:
-    """Sub-folders of `root` by name; case, "-" and "_" do not count."""
-    wanted = {name.lower() for name in names}
-    return [path for path in folders(root) if re.sub(r"[-_]", " ", path.name.lower()) in wanted]
+def named_folders(root: Path, kinds: Iterable[Collection[str]]) -> list[Path]:
+    """Sub-folders of `root` by name, of the first kind of names that is there; case, "-" and "_" do not count."""
+    held = {path: re.sub(r"[-_]", " ", path.name.lower()) for path in folders(root)}
+    found = ([path for path, name in held.items() if name in names] for names in kinds)
+    return next((paths for paths in found if paths), [])
+
+
+def _listed(kinds: Iterable[Collection[str]]) -> str:
+    return ", ".join(name for names in kinds for name in sorted(names))
 
 
 def _folder_pair(root: Path) -> tuple[Path, Path]:
     """The one image folder and the one mask folder of `root`; DataError where there is none or more than one."""
     found = []
-    for kind, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS)):
-        folders = named_folders(root, names)
+    for kind, kinds in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS)):
+        folders = named_folders(root, kinds)
         if len(folders) != 1:
             raise DataError(
                 f"{'no' if not folders else 'more than one'} {kind} folder",
                 where=root,
                 got=first_names(path.name for path in folders or visible(root)),
-                wanted=f"one folder called {', '.join(sorted(names))}",
+                wanted=f"one folder called {_listed(kinds)}",
                 remedy="rename or move folders until one is left",
             )
         found.append(folders[0])
@@ -139,10 +147,7 @@ def _pair_folder(root: Path, dataset: str, split: str | None = None) -> list[Pai
 class Folder(Layout):
     """A folder of images beside a folder of masks, under usual names; the data set is called like the folder around both."""
 
-    looks_like = (
-        f"images/X.jpg + masks/X.png; images may be called {', '.join(sorted(IMAGE_FOLDERS - {'images'}))}, "
-        f"masks {', '.join(sorted(MASK_FOLDERS - {'masks'}))}"
-    )
+    looks_like = f"images/X.jpg + masks/X.png; images may lie in {_listed(IMAGE_FOLDERS)}, masks in {_listed(MASK_FOLDERS)}"
     generic = True
 
     def matches(self, root: Path) -> bool:

@@ -64,12 +64,14 @@ def _listed(text: str, progress: Progress) -> list[tuple[Path, Path, str]]:
             raise DataError("not an input that can be read", where=printable(path), wanted=_WANTED)
         return [(path, path.parent, kind)]
     if path.is_dir():
-        masks = named_folders(path, MASK_FOLDERS) if named_folders(path, IMAGE_FOLDERS) else []
-        paths = sorted(found for found in path.rglob("*") if not any(found.is_relative_to(folder) for folder in masks))
+        found = sorted(path.rglob("*"))
+        homes = [folder for folder in (path, *found) if folder.is_dir() and named_folders(folder, IMAGE_FOLDERS)]
+        masks = [mask for home in homes for mask in named_folders(home, MASK_FOLDERS)]
+        paths = [each for each in found if not set(masks).intersection(each.parents)]
         root, kinds = path, {"picture", "dicom"}
         if masks:
-            named = " and ".join(folder.name for folder in masks)
-            progress.say(f"{printable(text)}: {named} left out, beside a folder of images")
+            named = ", ".join(str(mask.relative_to(path)) for mask in masks[:3])
+            progress.say(f"{printable(text)}: {named}{', ...' if masks[3:] else ''} left out, beside images")
     elif matches := _matches(path):
         paths, kinds = matches, {"picture", "dicom", "film"}
         root = Path(os.path.commonpath([os.path.abspath(match.parent) for match in paths]))

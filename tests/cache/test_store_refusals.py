@@ -91,7 +91,7 @@ def test_an_unknown_kind_of_url_is_a_usage_error() -> None:
         (lambda a: a["manifest"].update(precision="bfloat16"), "manifest is damaged"),
         (lambda a: a["manifest"].pop("views"), "manifest is damaged"),
         (lambda a: a.update(signature="0" * 64), "manifest is damaged"),
-        (lambda a: a["manifest"].update(schema_version=2, novelty=1), "newer polyp-difom"),
+        (lambda a: a["manifest"].update(schema_version=3, novelty=1), "newer polyp-difom"),
     ],
 )
 def test_a_manifest_that_changed_is_refused_on_opening(store: FeatureStore, change: object, message: str) -> None:

