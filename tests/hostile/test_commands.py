@@ -172,7 +172,7 @@ def test_links_that_lead_in_circles_end(cli: Callable[..., Result], network: Pat
         (home / folder / "a.png").write_bytes(encoded(Image.fromarray(gradient()), "PNG"))
         for number in range(4):
             (home / folder / f"loop{number}").symlink_to(home)
-    assert [source.path.name for source in find_sources([str(home)])] == ["a.png", "a.png"]
+    assert [source.path.name for source in find_sources([str(home)])] == ["a.png"]  # masks are left out
     assert len(find_sources([f"{home}/**/*.png"])) == 2
     assert [pair.id for pair in find_pairs(home)] == ["in/a"]
 
