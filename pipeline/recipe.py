@@ -86,6 +86,7 @@ class DistillConfig(BaseModel):
     @field_validator("encoder_weights")
     @classmethod
     def _none_given(cls, source: str | None) -> str | None:
+        """An empty flag takes back what a configuration file names."""
         return source or None
 
     @field_validator("objective")

@@ -85,7 +85,7 @@ def detect_layout(root: Path | str) -> str:
             remedy=f"name it: --data {names[0]}={root} (or --layout {names[0]} for data check)",
         )
     if bool(named_folders(root, IMAGE_FOLDERS)) != bool(named_folders(root, MASK_FOLDERS)):
-        _folder_pair(root)
+        _folder_pair(root)  # says which of the two is missing
     known = "".join(f"\n    {name}: {LAYOUTS.get(name).looks_like}" for name in LAYOUTS.names())
     raise DataError(
         "no known data set layout fits this folder",

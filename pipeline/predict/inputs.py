@@ -67,7 +67,8 @@ def _listed(text: str, progress: Progress) -> list[tuple[Path, Path, str]]:
         found = sorted(path.rglob("*"))
         homes = [folder for folder in (path, *found) if folder.is_dir() and named_folders(folder, IMAGE_FOLDERS)]
         masks = [mask for home in homes for mask in named_folders(home, MASK_FOLDERS)]
-        paths = [each for each in found if not set(masks).intersection(each.parents)]
+        hidden = frozenset(masks)
+        paths = [each for each in found if hidden.isdisjoint(each.parents)]
         root, kinds = path, {"picture", "dicom"}
         if masks:
             named = ", ".join(str(mask.relative_to(path)) for mask in masks[:3])

@@ -149,6 +149,10 @@ def test_weights_of_another_encoder_are_refused_and_nothing_is_loaded(damage: st
     assert all(torch.equal(value, before[name]) for name, value in student.encoder.state_dict().items())
 
 
+def test_an_empty_name_takes_back_what_a_file_of_settings_says(distilling: Distilling) -> None:
+    assert distilling(encoder_weights="").encoder_weights is None
+
+
 def test_counters_of_batch_norms_may_be_missing(tmp_path: Path) -> None:
     state = filled(build_student("unet:4").encoder.state_dict())
     older = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
