@@ -46,6 +46,8 @@ MARGIN = 0.01
 """Mean Dice that the best candidate must gain."""
 LEVEL = 0.05
 """Largest probability of such a gain by chance among frames."""
+LEAST_FRAMES = 5
+"""On which a gain may be no chance: signs of four agree by chance in one case of 16, which is above `LEVEL`."""
 FLIPS = 10_000
 LESS = 0.3
 """The smaller weight that is tried, as a share of the wanted one."""
@@ -142,8 +144,6 @@ def choose(
     asked = _settled(config, store)
     _refuse_biased(store, asked.teachers or ())
     control = Candidate("none", "none", config.distill_weight)
-    if 0.5 ** (frames := store.samples.split.count("val")) >= LEVEL:
-        progress.say(f"warning: {frames} validation frames are too few to show that a gain is no chance: auto will not teach")
     judge = Trainer(control.settings(config, compile=False), store, Progress(), resume=True, shelf=shelf)
     replaced = not resume and run.refuse_to_lose(overwrite)
     with alone_in(out):
@@ -152,6 +152,10 @@ def choose(
                 mark.unlink(missing_ok=True)
             empty(out)
         _begin(asked, file, store)
+        if (frames := store.samples.split.count("val")) < LEAST_FRAMES:
+            line = f"auto: {frames} validation frames are too few to show that a gain is no chance; training without teachers"
+            progress.say(line)
+            return control.settings(asked, auto=line), False
         pilots = _Pilots(asked, out / PILOTS, progress, train, judge, shelf or Shelf(store, judge.device, progress))
         tried = candidates(config, store)
         verdict = pilots.verdict(control, tried)

@@ -268,6 +268,7 @@ def test_auto_tells_what_it_chose_and_goes_on_from_its_folder_alone(
     from polyp_difom.pipeline import auto
 
     monkeypatch.setattr(auto, "candidates", lambda config, store: [auto.Candidate("multiscale", "multiscale", 1.0)])
+    monkeypatch.setattr(auto, "LEAST_FRAMES", 1)  # the store has two validation frames
     scores = auto._Pilots._scores
 
     def stop(self: object, candidate: auto.Candidate, epochs: int) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,14 @@ from ..conftest import Heard
 
 Distilling = Callable[..., DistillConfig]
 ALONE = [Candidate("multiscale", "multiscale", 1.0)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_frames_will_do() -> Iterator[None]:
+    """The tests' store has fewer validation frames than a verdict needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "LEAST_FRAMES", 1)
+        yield
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, gains: dict[str, dict[int, float]], frames: int = 40) -> list[tuple[str, int]]:
@@ -90,6 +98,18 @@ def test_without_a_gain_that_is_no_chance_nobody_teaches(
     said = "helped" if min(gains.values()) < 0 else "is shown to help"
     assert config.auto.startswith(f"auto: no teacher {said} (best: multiscale ")
     assert len(asked) == 2 * rounds
+
+
+def test_frames_too_few_to_show_anything_cost_no_pilot(
+    distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "LEAST_FRAMES", 5)
+    asked = scored(monkeypatch, {"multiscale": {10: 0.05, 20: 0.05}})
+    config, lines = chosen(distilling, tmp_path / "run", epochs=40)
+    assert config.objective == "none"
+    assert config.auto == lines[-1]
+    assert "validation frames are too few" in lines[-1]
+    assert asked == []
 
 
 def test_a_candidate_that_diverges_is_left_out(distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
