@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from polyp_difom.cache.store import FeatureStore
 
 LEDGERS = ("ledger/values", "ledger/host")
+EXACT = 1e-4
+"""Relative error of a precision below which maps are the float32 ones."""
 MISPLACED = "its checksum holds, but it is not what was written here: another chunk, or an earlier state"
 
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from polyp_difom.pipeline.recompute import Likeness
 
 MIB = 2**20
-UNMOVED = 1e-4
-"""Relative error of a precision below which maps are those of float32."""
 
 
 def tell_likeness(found: list[Likeness]) -> None:
@@ -67,8 +65,10 @@ def overview(summary: dict[str, Any]) -> list[list[str]]:
 
 def _precisions(summary: dict[str, Any]) -> str:
     """The store's precision, and which teachers ran in float32 all the same: those whose maps it was measured not to move."""
+    from polyp_difom.cache.inspection import EXACT  # here: `--help` waits for no zarr
+
     measured = summary["measured"].items()
-    exact = [group.split("/")[1] for group, values in measured if values.get("precision_error", 1.0) < UNMOVED]
+    exact = [group.split("/")[1] for group, values in measured if values.get("precision_error", 1.0) < EXACT]
     if not exact:
         return summary["precision"]
     return "float32" if len(exact) == len(summary["teachers"]) else f"{summary['precision']}; {', '.join(exact)} in float32"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyp_difom.cache.errors import CacheError
+from polyp_difom.cache.inspection import EXACT
 from polyp_difom.cache.manifest import BasisEntry, TeacherEntry
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
@@ -32,8 +33,6 @@ from polyp_difom.pipeline.teachers.protocol import Teacher
 
 EQUIVARIANCE_FRAMES = 16
 PRECISION_FRAMES = 4
-EXACT = 1e-4
-"""Relative error of a precision below which maps are the float32 ones."""
 MUCH = 0.025
 """Relative error of a precision that is warned of."""
 INT8_FRAMES = 128
