@@ -58,8 +58,12 @@ def gather(
     split_by: str = "auto",
     val_fraction: float = 0.1,
     seed: int = 0,
+    partial: bool = False,
 ) -> Gathered:
     """All pairs of the sources that lie in `splits`, at most `limit` in the splits' own proportion.
+
+    Args:
+        partial: as in `assign_splits`.
 
     Raises:
         DataError: a folder that cannot be read as data, ids that occur twice, or nothing left.
@@ -74,7 +78,7 @@ def gather(
     merged = merge(groups)
     by_dataset = {name: [pair for pair in merged if pair.dataset == name] for name in layouts}
     seeded = {name for name, group in by_dataset.items() if split_by == "seeded" or not has_own_split(group)}
-    pairs, policy = assign_splits(merged, policy=split_by, val_fraction=val_fraction, seed=seed)
+    pairs, policy = assign_splits(merged, policy=split_by, val_fraction=val_fraction, seed=seed, partial=partial)
     return Gathered(
         pairs=select(pairs, splits, limit),
         layouts=layouts,

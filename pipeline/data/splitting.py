@@ -19,7 +19,8 @@ LISTED = ("kvasir-seg", "cvc-clinicdb")  # data sets whose stems PraNet's split 
 
 
 def assign_splits(
-    pairs: Sequence[Pair], policy: str = "auto", val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+    pairs: Sequence[Pair], policy: str = "auto", val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0,
+    partial: bool = False,
 ) -> tuple[list[Pair], str]:
     """Gives every pair its split, and says in one sentence what was chosen and why.
 
@@ -33,6 +34,7 @@ def assign_splits(
         val_fraction: share of train that becomes val, at least one frame; 0 for none.
         test_fraction: share of a data set that becomes test under "seeded", at least one frame; 0 for none.
         seed: of the hash.
+        partial: the pairs may be fewer than a CSV has rows for.
 
     Raises:
         DataError: stems and lists disagree, or nothing would be left to train on.
@@ -47,8 +49,10 @@ def assign_splits(
     table: dict[str, str] = {}
     reasons = []
     for name, group in groups.items():
-        choose = _by_policy if policy in POLICIES else _by_csv
-        chosen, reason = choose(group, policy, test_fraction, seed)
+        if policy in POLICIES:
+            chosen, reason = _by_policy(group, policy, test_fraction, seed)
+        else:
+            chosen, reason = _by_csv(group, policy, partial), "as this file says"
         if "val" not in chosen.values():
             train = [key for key, split in chosen.items() if split == "train"]
             chosen |= dict.fromkeys(_carve(train, val_fraction, seed, f"{name}: validation"), "val")
@@ -180,7 +184,7 @@ def _pranet_lists(dataset: str) -> dict[str, str]:
     }
 
 
-def _by_csv(pairs: list[Pair], policy: str, test_fraction: float, seed: int) -> tuple[dict[str, str], str]:
+def _by_csv(pairs: list[Pair], policy: str, partial: bool) -> dict[str, str]:
     """Split of every id, from a file with the columns stem and split; the fractions have no say in it."""
     path = Path(policy).expanduser()
     if not path.is_file():
@@ -190,7 +194,7 @@ def _by_csv(pairs: list[Pair], policy: str, test_fraction: float, seed: int) -> 
         )  # fmt: skip
     rows = _csv_rows(path)
     stems = [pair.stem for pair in pairs]
-    missing, unknown = set(stems) - rows.keys(), rows.keys() - set(stems)
+    missing, unknown = set(stems) - rows.keys(), set() if partial else rows.keys() - set(stems)
     shared = [stem for stem, count in Counter(stems).items() if count > 1]
     for what, names, remedy in (
         ("frames without a row in the split file", missing, "add a row for each"),
@@ -199,7 +203,7 @@ def _by_csv(pairs: list[Pair], policy: str, test_fraction: float, seed: int) -> 
     ):
         if names:
             raise DataError(what, where=path, got=first_names(names), wanted="one row for each frame", remedy=remedy)
-    return {pair.id: rows[pair.stem] for pair in pairs}, "as this file says"
+    return {pair.id: rows[pair.stem] for pair in pairs}
 
 
 def _csv_rows(path: Path) -> dict[str, str]:

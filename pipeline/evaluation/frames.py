@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,14 @@ def frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by:
     Raises:
         UsageError: a split that would have to be drawn for data that the target has nothing to do with: a choice of ours.
     """
-    splits = {"train", "val", "test"} if split == "all" else {split}
-    found = gather(sources, splits, **_splitting(target.header.get("split", PLAIN_SPLIT), split_by, seed))
-    if split != "all" and (foreign := sorted(found.invented - target.datasets())):
+    made = target.header.get("split", PLAIN_SPLIT)
+    if split == "all":
+        if by_file := split_by is None and _is_file(made["policy"]):
+            made = {**PLAIN_SPLIT, "policy": "seeded"}  # which draws a split for any data
+        found = gather(sources, {"train", "val", "test"}, **_arguments(made, split_by, seed))
+        return replace(found, policy="all frames, whatever their split") if by_file else found
+    found = gather(sources, {split}, **_splitting(made, split_by, seed))
+    if foreign := sorted(found.invented - target.datasets()):
         raise UsageError(
             f"data set {foreign[0]!r} has no {split} split of its own, and {target.name!r} did not learn from it",
             got=found.policy, wanted="all of its frames", remedy="give --split all, or --split-by FILE.csv",
@@ -131,13 +136,22 @@ def frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by:
 
 def _splitting(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
     """Arguments of `gather`: as typed, else as the model's store was split."""
-    if str(made["policy"]).startswith("csv:") and (split_by is None or policy_name(split_by) != made["policy"]):
+    if _is_file(made["policy"]) and (split_by is None or policy_name(split_by) != made["policy"]):
         raise UsageError(
             "the model's store was split by another file" if split_by else "the model's store was split by a file",
             where="--split-by", got=policy_name(split_by) if split_by else None, wanted=made["policy"],
-            remedy="give the file that the store was split by: --split-by FILE.csv",
+            remedy="give the file that the store was split by: --split-by FILE.csv; or --split all",
         )  # fmt: skip
+    return _arguments(made, split_by, seed)
+
+
+def _is_file(policy: object) -> bool:
+    return str(policy).startswith("csv:")
+
+
+def _arguments(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
     return {
+        "partial": True,
         "split_by": made["policy"] if split_by is None else split_by,
         "seed": made["seed"] if seed is None else seed,
         "val_fraction": made["val_fraction"],

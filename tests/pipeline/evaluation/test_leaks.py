@@ -14,6 +14,7 @@ from PIL import Image
 
 from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.data.layouts import find_pairs
 from polyp_difom.pipeline.data.sources import Source, gather
 from polyp_difom.pipeline.data.synthetic import draw, write_dataset
 from polyp_difom.pipeline.distill import DistillConfig, distill
@@ -82,6 +83,26 @@ def test_a_run_of_a_split_file_is_scored_by_that_file_alone(
         with pytest.raises(UsageError, match="was split by"):
             evaluate(run, (Source(frames),), split_by=wrong, overlays=0, device="cpu")
     assert evaluate(run, (Source(frames),), split_by=str(table), overlays=0, device="cpu").seen == {}
+    whole = evaluate(run, (Source(frames),), split="all", overlays=0, device="cpu")
+    assert [summary.images for summary in whole.summaries] == [24]
+    assert whole.policy == "all frames, whatever their split"
+
+
+def test_a_split_file_may_be_about_further_data_sets(
+    frames: Path, extracting: Extracting, distilling: Callable[..., DistillConfig], tmp_path: Path
+) -> None:
+    write_dataset(tmp_path / "more", count=3, size=64, seed=9)
+    for file in sorted((tmp_path / "more").glob("*/*")):
+        file.rename(file.with_stem(f"more-{file.stem}"))
+    sources = (Source(frames), Source(tmp_path / "more"))
+    stems = {"frames": gather(sources[:1], {"train", "val", "test"}).pairs, "more": find_pairs(tmp_path / "more")}
+    table = tmp_path / "split.csv"
+    rows = [f"{pair.stem},{pair.split}" for pair in stems["frames"]] + [f"{pair.stem},train" for pair in stems["more"]]
+    table.write_text("\n".join(["stem,split", *rows]) + "\n")
+    store = extract(extracting(frames, tmp_path / "s.zarr", sources=sources, split_by=str(table)))
+    run = distill(distilling(cache=str(store.location), epochs=1), tmp_path / "run").path
+    found = evaluate(run, sources[:1], split_by=str(table), overlays=0, device="cpu")
+    assert [summary.images for summary in found.summaries] == [sum(pair.split == "test" for pair in stems["frames"])]
 
 
 @pytest.fixture
