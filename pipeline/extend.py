@@ -25,7 +25,7 @@ from polyp_difom.pipeline.fitting import bases_of, with_flips
 from polyp_difom.pipeline.plan import check_space
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Arrays, Bases, MapsOfTeacher, Runner
-from polyp_difom.pipeline.teachers.guard import require_frame_size, warn_of_validation
+from polyp_difom.pipeline.teachers.guard import known_to, require_frame_size, warn_of_validation
 from polyp_difom.pipeline.teachers.protocol import Teacher, full_name, implied_weights, load_teacher, weights_digest
 from polyp_difom.pipeline.workers import Part, fill
 
@@ -132,7 +132,7 @@ def _teachers(store: FeatureStore, config: ExtendConfig, progress: Progress) -> 
             _require_same(held[teacher.spec.name], teacher, store)
     fresh = [teacher for teacher in loaded if teacher.spec.name not in held]
     require_frame_size(fresh, layout.size)
-    warn_of_validation(fresh, store.samples, progress)
+    warn_of_validation(known_to(fresh), store.samples, progress)
     groups = [schema.teacher_group(name) for name in [*held, *(teacher.spec.name for teacher in fresh)]]
     if len(set(groups)) != len(groups):
         raise UsageError("two teachers would share a group of the store", where="--teachers", got=", ".join(config.teachers))

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from polyp_difom.pipeline.averaging import largest_decay
+from polyp_difom.pipeline.data.predicted import PREDICTED
 from polyp_difom.pipeline.distributed import world
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.students.protocol import parameter_count
@@ -22,6 +23,8 @@ def introduce(trainer: Trainer) -> None:
         f"{len(trainer.train)} train and {len(trainer.val)} val frames, "
         f"on {trainer.device} in {trainer.precision}: {trainer.why_precision}"
     )
+    if pseudo := sum(entry.frames for entry in trainer.store.manifest.datasets if entry.layout == PREDICTED):
+        say(f"{pseudo} of the train frames have predicted masks")
     if unread := _unread(config, len({teacher for teacher, _ in trainer.objective.keys})):
         say(unread)
     if len(trainer.train) < config.batch_size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,10 +19,12 @@ from polyp_difom.cache.samples import SampleTable
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.data.frames import pixel_digest, read_frame, read_image, views
 from polyp_difom.pipeline.data.pairing import Pair
+from polyp_difom.pipeline.data.predicted import labelling_run
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
 from polyp_difom.pipeline.data.splitting import policy_name
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.teachers.guard import refuse_tested, require_frame_size, warn_of_validation
+from polyp_difom.pipeline.runs import RunFolder
+from polyp_difom.pipeline.teachers.guard import known_to, refuse_tested, require_frame_size, warn_of_validation
 from polyp_difom.pipeline.teachers.protocol import Teacher
 
 READERS = 4
@@ -96,8 +98,9 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
     """Decode every frame once (a bad file must stop the run before anything is written), then fix the manifest."""
     require_frame_size(teachers, config.size)
     samples = _read_samples(found.pairs, config.size, progress)
-    _refuse_leaks(samples, [pair for pair in found.others if pair.split == "test"], teachers, progress)
-    warn_of_validation(teachers, samples, progress)
+    knowing = known_to(teachers) | _known_to_labellers(found, progress)
+    _refuse_leaks(samples, [pair for pair in found.others if pair.split == "test"], knowing, progress)
+    warn_of_validation(knowing, samples, progress)
     counts = Counter(samples.dataset)
     manifest = Manifest(
         dataset_digest=samples.digest(),
@@ -124,15 +127,27 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
     return Plan(found.pairs, samples, manifest)
 
 
-def _refuse_leaks(samples: SampleTable, test: list[Pair], teachers: list[Teacher], progress: Progress) -> None:
-    """Raises DataError where one picture, pixel for pixel, lies in two splits, or a teacher knows a test frame."""
+def _known_to_labellers(found: Gathered, progress: Progress) -> dict[str, Mapping[str, str]]:
+    """What the networks have seen that predicted masks of these frames, as `refuse_tested` takes it."""
+    knowing: dict[str, Mapping[str, str]] = {}
+    for name, root in found.predicted.items():
+        run = labelling_run(root)
+        if run is None:
+            progress.say(f"warning: nothing is known of what the network learned from that predicted the masks of {name}")
+        else:
+            knowing[f"the network that predicted the masks of {name!r}"] = RunFolder(run).seen()
+    return knowing
+
+
+def _refuse_leaks(samples: SampleTable, test: list[Pair], knowing: Mapping[str, Mapping[str, str]], progress: Progress) -> None:
+    """Raises DataError where one picture, pixel for pixel, lies in two splits, or a teacher or labeller knows a test frame."""
     home: dict[str, tuple[str, str]] = {}
     for name, split, digest in zip(samples.ids, samples.split, samples.pixel_sha256, strict=True):
         _refuse_leak(home.setdefault(digest, (name, split)), (name, split))
     with ThreadPoolExecutor(READERS) as pool, progress.task("checking test frames for leaks", len(test)) as advance:
         for pair, digest in zip(test, pool.map(lambda pair: pixel_digest(read_image(pair.image)), test), strict=True):
             _refuse_leak(home.get(digest, (pair.id, "test")), (pair.id, "test"))
-            refuse_tested(teachers, pair.id, digest)
+            refuse_tested(knowing, pair.id, digest)
             advance(1)
 
 

@@ -22,6 +22,7 @@ class Pair:
         id: "<dataset>/<stem>", the key of the frame everywhere.
         dataset: name of the data set, lower case.
         split: "train", "val" or "test"; None where the layout leaves it open.
+        predicted: the mask is a network's, so the frame is for training alone, whatever the split of the others.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Pair:
     mask: Path
     dataset: str
     split: str | None = None
+    predicted: bool = False
 
     @property
     def stem(self) -> str:
@@ -87,7 +89,7 @@ def _by_stem(files: list[Path], stem_of: Callable[[Path], str], where: Path) -> 
     return {stem_of(path): path for path in files}
 
 
-def _require_fit_names(dataset: str, files: list[Path], where: Path) -> None:
+def require_fit_names(dataset: str, files: list[Path], where: Path) -> None:
     """Ids go to terminals, tables and pages: DataError for control characters, and where a spreadsheet would see a formula."""
     if unfit := [name for name in (dataset, *(path.name for path in files)) if not name.isprintable()]:
         raise DataError(
@@ -121,7 +123,7 @@ def pair_by_stem(
             wanted=f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}",
             remedy="name the folder that holds images and masks; polyp-difom data check FOLDER reads it for a trial",
         )
-    _require_fit_names(dataset, [*images, *masks], where)
+    require_fit_names(dataset, [*images, *masks], where)
     frames, labels = _by_stem(images, image_stem, where), _by_stem(masks, mask_stem, where)
     for what, wanted, lonely in (
         ("image without a mask", "a mask of the same stem", [frames[stem] for stem in sorted(frames.keys() - labels.keys())]),

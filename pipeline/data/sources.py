@@ -28,6 +28,7 @@ class Gathered:
         policy: one sentence on how the splits were made, and why.
         others: the frames of the sources that lie in other splits.
         invented: data sets that bring no split along, so that a seeded one was drawn.
+        predicted: folders of the data sets whose masks are a network's, by data set name.
     """
 
     pairs: list[Pair]
@@ -35,6 +36,7 @@ class Gathered:
     policy: str
     others: list[Pair]
     invented: frozenset[str]
+    predicted: dict[str, Path]
 
 
 def parse_source(text: str) -> Source:
@@ -70,14 +72,17 @@ def gather(
     """
     groups: list[list[Pair]] = []
     layouts: dict[str, str] = {}
+    predicted: dict[str, Path] = {}
     for source in sources:
         layout = source.layout or detect_layout(source.root)
         pairs = find_pairs(source.root, layout)
         layouts |= dict.fromkeys((pair.dataset for pair in pairs), layout)
+        predicted |= dict.fromkeys((pair.dataset for pair in pairs if pair.predicted), source.root)
         groups.append(pairs)
     merged = merge(groups)
     by_dataset = {name: [pair for pair in merged if pair.dataset == name] for name in layouts}
-    seeded = {name for name, group in by_dataset.items() if split_by == "seeded" or not has_own_split(group)}
+    drawn = {name: group for name, group in by_dataset.items() if name not in predicted}
+    seeded = {name for name, group in drawn.items() if split_by == "seeded" or not has_own_split(group)}
     pairs, policy = assign_splits(merged, policy=split_by, val_fraction=val_fraction, seed=seed, partial=partial)
     return Gathered(
         pairs=select(pairs, splits, limit),
@@ -85,4 +90,5 @@ def gather(
         policy=policy,
         others=[pair for pair in pairs if pair.split not in splits],
         invented=frozenset(seeded) if split_by in POLICIES else frozenset(),
+        predicted=predicted,
     )

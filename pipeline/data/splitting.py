@@ -19,12 +19,17 @@ LISTED = ("kvasir-seg", "cvc-clinicdb")  # data sets whose stems PraNet's split 
 
 
 def assign_splits(
-    pairs: Sequence[Pair], policy: str = "auto", val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0,
+    pairs: Sequence[Pair],
+    policy: str = "auto",
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
     partial: bool = False,
 ) -> tuple[list[Pair], str]:
     """Gives every pair its split, and says in one sentence what was chosen and why.
 
-    Each data set is split by itself. Validation is carved out of train, never out of test, unless the split names it already.
+    Each data set is split by itself; one with predicted masks is train whatever the policy. Validation is carved out of train,
+    never out of test, unless the split names it already.
 
     Args:
         pairs: of one or more data sets, ids unique.
@@ -45,9 +50,10 @@ def assign_splits(
             raise UsageError("not a share of the frames", where=name, got=fraction, wanted="at least 0 and below 1")
     groups: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        groups[pair.dataset if policy in POLICIES else policy].append(pair)
-    table: dict[str, str] = {}
-    reasons = []
+        if not pair.predicted:
+            groups[pair.dataset if policy in POLICIES else policy].append(pair)
+    table = {pair.id: "train" for pair in pairs if pair.predicted}
+    reasons = [f"{name}: to train on, its masks are predicted" for name in sorted({p.dataset for p in pairs if p.predicted})]
     for name, group in groups.items():
         if policy in POLICIES:
             chosen, reason = _by_policy(group, policy, test_fraction, seed)

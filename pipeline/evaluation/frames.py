@@ -117,8 +117,19 @@ def frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by:
     """The frames to score a target on.
 
     Raises:
+        DataError: masks that a network predicted.
         UsageError: a split that would have to be drawn for data that the target has nothing to do with: a choice of ours.
     """
+    found = _gathered(target, sources, split, split_by, seed)
+    if found.predicted:
+        raise DataError(
+            "these masks are a network's own, no truth to score against", where=next(iter(found.predicted.values())),
+            got="a folder that predict wrote", wanted="masks that people drew",
+        )  # fmt: skip
+    return found
+
+
+def _gathered(target: Target, sources: tuple[Source, ...], split: str, split_by: str | None, seed: int | None) -> Gathered:
     made = target.header.get("split", PLAIN_SPLIT)
     if split == "all":
         if by_file := split_by is None and _is_file(made["policy"]):

@@ -5,6 +5,7 @@ Shapes: h w a picture's own size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def predict(
     progress = progress or Progress()
     info = model.info
     about = {
-        "polyp_difom": version("polyp-difom"), "model": info.path, "kind": info.kind, "frame_size": info.frame_size,
+        "polyp_difom": version("polyp-difom"), "directory": os.getcwd(), "model": info.path, "kind": info.kind,
+        "frame_size": info.frame_size,
         "device": info.device, "settings": config.model_dump(), "header": info.header,
     }  # fmt: skip
     failures: list[DataError] = []

@@ -20,19 +20,24 @@ def require_frame_size(teachers: Iterable[Teacher], size: int) -> None:
             )  # fmt: skip
 
 
-def refuse_tested(teachers: Iterable[Teacher], frame: str, digest: str) -> None:
-    """Raises DataError where a teacher learned from, or was selected on, this test frame: it would tell its students.
+def known_to(teachers: Iterable[Teacher]) -> dict[str, Mapping[str, str]]:
+    """What each teacher has seen, as `refuse_tested` takes it."""
+    return {f"teacher {teacher.spec.name!r}": teacher.seen for teacher in teachers}
+
+
+def refuse_tested(knowing: Mapping[str, Mapping[str, str]], frame: str, digest: str) -> None:
+    """Raises DataError where somebody learned from, or was selected on, this test frame: it would tell its students.
 
     Args:
+        knowing: by who it is, the split of each frame that it knows, by the digest of its pixels.
         digest: of the frame's pixels.
     """
-    for teacher in teachers:
-        if digest in teacher.seen:
+    for who, seen in knowing.items():
+        if digest in seen:
             raise DataError(
-                f"teacher {teacher.spec.name!r} knows a test frame", where=frame,
-                got=f"it lies in the teacher's {teacher.seen[digest]} split",
-                wanted="a teacher that has seen none of the test frames",
-                remedy="train the teacher on a store of the same data and the same --split-by and --split-seed",
+                f"{who} knows a test frame", where=frame, got=f"it lies in its {seen[digest]} split",
+                wanted="one that has seen none of the test frames",
+                remedy="train it on a store of the same data and the same --split-by and --split-seed",
             )  # fmt: skip
 
 
@@ -46,12 +51,12 @@ def validation_learned(samples: SampleTable, seen: Mapping[str, str]) -> tuple[i
     return sum(seen.get(digest) == "train" for digest in held), len(held)
 
 
-def warn_of_validation(teachers: Iterable[Teacher], samples: SampleTable, progress: Progress) -> None:
-    """Says which teachers learned from validation frames of a store."""
-    for teacher in teachers:
-        known, held = validation_learned(samples, teacher.seen)
+def warn_of_validation(knowing: Mapping[str, Mapping[str, str]], samples: SampleTable, progress: Progress) -> None:
+    """Says who learned from validation frames of a store; `knowing` as in `refuse_tested`."""
+    for who, seen in knowing.items():
+        known, held = validation_learned(samples, seen)
         if known:
             progress.say(
-                f"warning: {teacher.spec.name} learned from {known} of the {held} validation frames: figures of its "
+                f"warning: {who} learned from {known} of the {held} validation frames: figures of its "
                 "students there will be flattered"
             )
