@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polyp_difom.cache.errors import RunError, UsageError
 from polyp_difom.cache.store import FeatureStore
+from polyp_difom.pipeline.device import pick_device
 from polyp_difom.pipeline.distributed import world
 from polyp_difom.pipeline.feed import choose_teachers
 from polyp_difom.pipeline.figures import Diverged
@@ -144,6 +145,7 @@ def choose(
     asked = _settled(config, store)
     _refuse_biased(store, asked.teachers or ())
     control = Candidate("none", "none", config.distill_weight)
+    shelf = shelf or Shelf(store, pick_device(config.device), progress)
     judge = Trainer(control.settings(config, compile=False), store, Progress(), resume=True, shelf=shelf)
     replaced = not resume and run.refuse_to_lose(overwrite)
     with alone_in(out):
@@ -156,7 +158,7 @@ def choose(
             line = f"auto: {frames} validation frames are too few to show that a gain is no chance; training without teachers"
             progress.say(line)
             return control.settings(asked, auto=line), False
-        pilots = _Pilots(asked, out / PILOTS, progress, train, judge, shelf or Shelf(store, judge.device, progress))
+        pilots = _Pilots(asked, out / PILOTS, progress, train, judge, shelf)
         tried = candidates(config, store)
         verdict = pilots.verdict(control, tried)
         write_json(out / PILOTS / "rounds.json", [asdict(found) for found in pilots.rounds])

@@ -18,7 +18,8 @@ from polyp_difom.cache.errors import RunError, UsageError, first_line
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 PRECISIONS = ("auto", "float32", "bfloat16")
 _NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator: can't allocate|CU(BLAS|DNN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|CUDA error: out of memory"
+    r"DefaultCPUAllocator: can't allocate|CU(BLAS|DNN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|CUFFT_ALLOC_FAILED"
+    r"|(CUDA (driver )?error|Triton Error \[CUDA\]): out of memory"
 )
 
 

@@ -60,8 +60,8 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
 
 
 def _own_device(name: str, part: Part) -> str:
-    """Under torchrun, "auto" means the process's own GPU."""
-    if name == "auto" and part.count > 1 and part.helps and torch.cuda.is_available():
+    """Under torchrun, "auto" and "cuda" mean the process's own GPU."""
+    if name in ("auto", "cuda") and part.count > 1 and part.helps and torch.cuda.is_available():
         return f"cuda:{part.local % torch.cuda.device_count()}"
     return name
 

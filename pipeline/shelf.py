@@ -74,6 +74,8 @@ class Shelf:
     def _home(self, split: str, size: int) -> torch.device | None:
         """The device itself where the data fits beside the training, else host memory, else None; says which, and why."""
         for device in dict.fromkeys((self.device, torch.device("cpu"))):
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # else what an earlier training of this process let go of counts as taken
             free = free_memory(device)
             if fits := size < DEVICE_SHARE * free:
                 break

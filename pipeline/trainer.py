@@ -293,7 +293,7 @@ class Trainer:
     def scores(self) -> Iterator[Tensor]:
         """Dice [b] of each validation frame, batch by batch; each process has its share of them."""
         self.kept.eval()
-        for batch in self.val.plain(max(1, self.config.batch_size // world())):
+        for batch in self.val.plain(max(1, self.config.batch_size // world() // self.pieces)):
             with autocast(self.device, self.precision):
                 logits = self.kept(batch.frames.contiguous(memory_format=torch.channels_last))
             yield dice(logits > 0, batch.masks > 0.5)

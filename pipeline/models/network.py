@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyp_difom.cache.errors import RunError, UsageError
-from polyp_difom.pipeline.device import autocast, keep_freed_memory, pick_device, pick_precision
+from polyp_difom.pipeline.device import autocast, enough_memory, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.header import checked
 from polyp_difom.pipeline.models.protocol import Model, ModelInfo
 from polyp_difom.pipeline.models.strangers import require_closed, require_header
@@ -47,7 +47,7 @@ class NetworkModel(Model):
     def logits(self, frames: NDArray[np.uint8]) -> Tensor:
         """See `Model.logits`."""
         inputs = (torch.from_numpy(frames).to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, self.precision):
+        with enough_memory(self.device, len(frames)), autocast(self.device, self.precision):
             return self.student(inputs).float().cpu()
 
 

@@ -121,4 +121,4 @@ def _provider(runtime: Any, device: str) -> tuple[str, dict[str, str]]:
             "this ONNX Runtime has no CUDA", got=", ".join(runtime.get_available_providers()),
             remedy="pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu",
         )  # fmt: skip
-    return CUDA, {"device_id": number or "0"}
+    return CUDA, {"device_id": number or "0", "use_tf32": "0"}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyp_difom.cache.errors import RunError, first_line
-from polyp_difom.pipeline.device import pick_device
+from polyp_difom.pipeline.device import pick_device, pick_precision
 from polyp_difom.pipeline.models.exported import KEY, Description, ExportedModel
 
 
@@ -24,6 +24,7 @@ class TorchScriptModel(ExportedModel):
 
     def __init__(self, path: Path, device: str = "auto"):
         self.device = pick_device(device)
+        pick_precision(self.device, "float32")
         extra = {KEY: ""}
         try:
             with warnings.catch_warnings():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents, latent_taps
 from polyp_difom.pipeline.students.lite import LITE_LEVELS, LITE_MEAN, LITE_STD, lite_encoder, lite_weights, load_imagenet
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, doubled
 
 WIDTH = 64
 SIZES = {None: 0, "lite1": 1, "lite2": 2}
@@ -78,8 +78,7 @@ class Light(Student):
             taps |= seen
         decoded = [self.fusions[3](self.laterals[3](levels[3]))]
         for level in (2, 1, 0):
-            upper = F.interpolate(decoded[-1], scale_factor=2.0, mode="bilinear", align_corners=False)
-            decoded.append(self.fusions[level](upper + self.laterals[level](levels[level])))
+            decoded.append(self.fusions[level](doubled(decoded[-1]) + self.laterals[level](levels[level])))
         logits = F.interpolate(self.head(decoded[3]), scale_factor=4.0, mode="bilinear", align_corners=False)
         return logits, taps | {"decoder16": decoded[1], "decoder8": decoded[2]}
 

@@ -10,11 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.cache.errors import MissingDependencyError, UsageError, first_line
 from polyp_difom.pipeline.registry import Registry
 from polyp_difom.pipeline.teachers.protocol import IMAGENET_MEAN, IMAGENET_STD
+
+
+def doubled(maps: Tensor) -> Tensor:
+    """Maps [b, c, h, w] -> [b, c, 2h, 2w], bilinear, in the precision they came in.
+
+    CUDA's autocast, unlike the CPU's, gives float32 here; what they are then concatenated with would be made float32 as well.
+    """
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False).to(maps.dtype)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyp_difom.cache.errors import UsageError
 from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents, latent_taps
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, Tap, doubled
 
 
 class ConvBlock(nn.Sequential):
@@ -53,8 +53,7 @@ class UNet(Student):
             maps, seen = self.latents(maps)
             taps |= seen
         for block in self.decoder:
-            maps = F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
-            maps = block(torch.cat([maps, skips.pop()], 1))
+            maps = block(torch.cat([doubled(maps), skips.pop()], 1))
             taps.setdefault("decoder8", maps)
         return self.head(maps), taps
 

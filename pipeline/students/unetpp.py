@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyp_difom.pipeline.students.latents import LATENT_CHANNELS, Latents
-from polyp_difom.pipeline.students.protocol import STUDENTS, Student
+from polyp_difom.pipeline.students.protocol import STUDENTS, Student, doubled
 from polyp_difom.pipeline.students.unet import ConvBlock, base_width, taps_of
 
 DEPTH = 4
@@ -50,7 +50,7 @@ class UNetPlusPlus(Student):
             taps |= seen
         for j in range(1, DEPTH + 1):
             for i in range(DEPTH + 1 - j):
-                upper = F.interpolate(rows[i + 1][j - 1], scale_factor=2.0, mode="bilinear", align_corners=False)
+                upper = doubled(rows[i + 1][j - 1])
                 rows[i].append(self.nodes[f"{i}-{j}"](torch.cat([*rows[i], upper], 1)))
         maps = taps | {"decoder8": rows[3][1]}
         if self.training:

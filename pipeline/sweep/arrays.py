@@ -15,9 +15,10 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.feed import choose_teachers, target_specs
+from polyp_difom.pipeline.memory import free_memory
 from polyp_difom.pipeline.objectives.weighted import build_objective, needs_of
 from polyp_difom.pipeline.progress import Progress
-from polyp_difom.pipeline.shelf import Shelf
+from polyp_difom.pipeline.shelf import DEVICE_SHARE, Shelf
 from polyp_difom.pipeline.students.protocol import build_student
 from polyp_difom.pipeline.sweep.folder import SweepConfig
 from polyp_difom.pipeline.sweep.space import Span, as_read, named
@@ -34,7 +35,8 @@ def shared_arrays(store: FeatureStore, config: SweepConfig, device: torch.device
     None where shared memory is too small; each process then reads its own.
     """
     wanted, size = arrays_read(store, config)
-    if device.type == "cpu" and SHARED_MEMORY.is_dir() and size > (free := shutil.disk_usage(SHARED_MEMORY).free):
+    on_host = device.type == "cpu" or size >= DEVICE_SHARE * free_memory(device)
+    if on_host and SHARED_MEMORY.is_dir() and size > (free := shutil.disk_usage(SHARED_MEMORY).free):
         progress.say(f"each trial reads the store for itself: {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} in {SHARED_MEMORY}")
         return None
     shelf = Shelf(store, device, progress)

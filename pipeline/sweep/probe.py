@@ -15,7 +15,7 @@ from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline.bench.complexity import complexity
 from polyp_difom.pipeline.bench.latency import measure
 from polyp_difom.pipeline.bench.machine import torch_threads
-from polyp_difom.pipeline.device import keep_freed_memory
+from polyp_difom.pipeline.device import keep_freed_memory, pick_precision
 from polyp_difom.pipeline.distill import DistillConfig
 from polyp_difom.pipeline.memory import free_memory
 from polyp_difom.pipeline.models.network import NO_META
@@ -54,6 +54,7 @@ def student_facts(
     found = {}
     names = list(dict.fromkeys(names))
     keep_freed_memory()
+    pick_precision(device, "float32")
     with torch_threads(threads), progress.task("measuring students", len(names)) as advance:
         for name in names:
             figures: dict[str, Any] = {"parameters": None, "gmacs": None, "latency_ms": None}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-
-import torch
+import importlib
 
 from polyp_difom.pipeline.objectives.protocol import OBJECTIVES
 from polyp_difom.pipeline.students.protocol import STUDENTS
@@ -12,8 +11,7 @@ from polyp_difom.pipeline.sweep import worker  # noqa: F401
 
 STUDENTS.names()
 OBJECTIVES.names()
-weight = torch.nn.Parameter(torch.zeros(1))
-weight.grad = torch.zeros(1)
-torch.optim.AdamW([weight]).step()  # its first step imports PyTorch's compiler
+# As an optimiser's first step does. The step itself asks whether there is a GPU, and after that no fork could use one.
+importlib.import_module("torch._dynamo")
 gc.collect()
 gc.freeze()  # else the collector would write into every page that it walks

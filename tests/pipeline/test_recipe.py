@@ -18,6 +18,7 @@ from polyp_difom.pipeline import trainer as training
 from polyp_difom.pipeline.averaging import AveragedStudent
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.extract import extract
+from polyp_difom.pipeline.feed import Feed
 from polyp_difom.pipeline.introducing import introduce
 from polyp_difom.pipeline.plan import ExtractConfig
 from polyp_difom.pipeline.progress import Progress
@@ -242,10 +243,12 @@ def _fits(monkeypatch: pytest.MonkeyPatch, frames: int) -> list[int]:
 def test_out_of_memory_the_batch_is_halved_until_it_fits_and_the_training_goes_on(
     distilling: Distilling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried, told = _fits(monkeypatch, 1), Told()
+    tried, told, validated, plain = _fits(monkeypatch, 1), Told(), list[int](), Feed.plain
+    monkeypatch.setattr(Feed, "plain", lambda self, size: validated.append(size) or plain(self, size))
     run = distill(distilling(epochs=1), tmp_path / "run", told)
     assert run.last.is_file()
     assert tried == [4, 2] + [1] * 20
+    assert validated == [1]
     assert [line.split(" frames")[0] for line in told.lines if line.startswith("out of memory")] == [
         "out of memory: from here on 2", "out of memory: from here on 1"
     ]  # fmt: skip

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from polyp_difom.cache.errors import UsageError
-from polyp_difom.pipeline.students.protocol import Student, build_student, parameter_count
+from polyp_difom.pipeline.students import protocol
+from polyp_difom.pipeline.students.protocol import Student, build_student, doubled, parameter_count
 
 
 class StudentTester:
@@ -265,3 +266,12 @@ def test_light_on_a_larger_encoder_has_the_same_taps(name: str, latents: bool) -
     for tap in student.taps:
         assert maps[tap.name].shape == (1, tap.channels, 64 // tap.stride, 64 // tap.stride)
     torch.testing.assert_close(student.mean, small.mean)
+
+
+def test_doubled_maps_keep_their_precision_where_autocast_would_make_them_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = torch.rand(1, 2, 3, 3).bfloat16()
+    wanted = doubled(maps)
+    plain = protocol.F.interpolate
+    monkeypatch.setattr(protocol.F, "interpolate", lambda maps, **options: plain(maps.float(), **options))  # as CUDA's does
+    assert doubled(maps).dtype == torch.bfloat16
+    torch.testing.assert_close(doubled(maps), wanted)

@@ -19,7 +19,7 @@ from polyp_difom.cache.errors import CacheError, UsageError
 from polyp_difom.cache.store import FeatureStore
 from polyp_difom.pipeline import schema, workers
 from polyp_difom.pipeline.costs import break_even, cost_line
-from polyp_difom.pipeline.extract import extract
+from polyp_difom.pipeline.extract import _own_device, extract
 from polyp_difom.pipeline.plan import ExtractConfig
 from polyp_difom.pipeline.teachers.protocol import Teacher
 from polyp_difom.pipeline.workers import Part, part_of
@@ -155,6 +155,19 @@ def test_parts_come_from_options_or_from_the_environment(frames: Path, extractin
             part_of(plain.model_copy(update=wrong), {})
     with pytest.raises(UsageError, match="no numbers"):
         part_of(plain, {"RANK": "first", "WORLD_SIZE": "4"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "part", "taken"),
+    [
+        ("auto", Part(3, 4, local=3), "cuda:1"), ("cuda", Part(3, 4, local=3), "cuda:1"), ("cuda:0", Part(3, 4, local=3), "cuda:0"),
+        ("cpu", Part(3, 4, local=3), "cpu"), ("cuda", Part(), "cuda"), ("auto", Part(3, 4, helps=False), "auto"),
+    ],
+)  # fmt: skip
+def test_ranks_of_one_machine_take_a_gpu_each(asked: str, part: Part, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _own_device(asked, part) == taken
 
 
 def test_ranks_that_would_help_one_another_are_refused_at_a_url(
