@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from polyp_difom.cache.errors import RunError, first_line
+from polyp_difom.pipeline.data.predicted import PREDICTED
 from polyp_difom.pipeline.models.exported import Description, Port, Precision
 from polyp_difom.pipeline.students.protocol import Student
 
@@ -58,7 +59,9 @@ def describe(
 def terms(header: Mapping[str, Any]) -> list[str]:
     """One sentence for each data set that the run learned from."""
     datasets = header.get("provenance", {}).get("datasets", [])
-    return [TERMS.get(entry.get("layout"), f"{entry['name']}: its terms are for you to check") for entry in datasets]
+    yours = "its terms are for you to check"
+    others = {PREDICTED: f"its masks were predicted by a network, and {yours}"}
+    return [TERMS.get(layout := entry.get("layout"), f"{entry['name']}: {others.get(layout, yours)}") for entry in datasets]
 
 
 def licence(header: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyp_difom.cache.errors import RunError
+from polyp_difom.pipeline.data.predicted import PREDICTED
 from polyp_difom.pipeline.json_files import read_json
 from polyp_difom.pipeline.runs import RunFolder
 
@@ -89,7 +90,9 @@ def _teachers(header: Mapping[str, Any]) -> list[str]:
 
 def _datasets(header: Mapping[str, Any]) -> str:
     entries = header.get("provenance", {}).get("datasets", [])
-    return ", ".join(f"{entry['name']} ({entry.get('frames', UNKNOWN)} frames)" for entry in entries) or UNKNOWN
+    masks = {PREDICTED: ", masks predicted"}
+    told = (f"{e['name']} ({e.get('frames', UNKNOWN)} frames{masks.get(e.get('layout'), '')})" for e in entries)
+    return ", ".join(told) or UNKNOWN
 
 
 def _split(header: Mapping[str, Any]) -> str:

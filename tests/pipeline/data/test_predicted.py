@@ -15,11 +15,13 @@ from polyp_difom.pipeline.data.sources import Gathered, Source, gather
 from polyp_difom.pipeline.data.synthetic import write_dataset
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.evaluation.evaluate import evaluate
+from polyp_difom.pipeline.export.describe import terms
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.models.loading import load_model
 from polyp_difom.pipeline.plan import ExtractConfig
 from polyp_difom.pipeline.predict.inputs import find_sources
 from polyp_difom.pipeline.predict.run import PredictConfig, predict
+from polyp_difom.pipeline.runs import read_checkpoint
 
 from ...conftest import Heard
 
@@ -98,6 +100,8 @@ def test_a_student_trains_on_them_and_is_tested_on_none(
     ]  # fmt: skip
     run = distill(distilling(cache=str(store.location), epochs=1), tmp_path / "run", heard).path
     assert "6 of the train frames have predicted masks" in heard.lines
+    header = read_checkpoint(run / "checkpoints/best.safetensors")[1]
+    assert "pseudo: its masks were predicted by a network, and its terms are for you to check" in terms(header)
     assert evaluate(run, (Source(frames),), overlays=0, device="cpu").seen == {}
     with pytest.raises(DataError, match="no truth to score against"):
         evaluate(run, (Source(pseudo),), split="all", overlays=0, device="cpu")
