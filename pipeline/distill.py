@@ -20,7 +20,7 @@ from polyp_difom.pipeline.progress import Logged, Progress
 from polyp_difom.pipeline.recipe import DistillConfig
 from polyp_difom.pipeline.resuming import as_begun, load, require_resumable, save
 from polyp_difom.pipeline.runs import PILOTS, RunFolder
-from polyp_difom.pipeline.schema import learned_by
+from polyp_difom.pipeline.schema import seen_before
 from polyp_difom.pipeline.shelf import Shelf
 from polyp_difom.pipeline.subset import open_store
 from polyp_difom.pipeline.trainer import Trainer, Watch
@@ -75,7 +75,7 @@ def _open_run(trainer: Trainer, out: Path, *, resume: bool, overwrite: bool) -> 
     elif leads():
         run = RunFolder.create(out, overwrite=overwrite, beside=_beside(trainer.config))
         settings = trainer.resolved | {"compile": trainer.config.compile}
-        run.describe(settings, trainer.store.samples, learned_by(trainer.store, trainer.teachers))
+        run.describe(settings, trainer.store.samples, seen_before(trainer.store, trainer.teachers))
         save(trainer, run)
     return run
 

@@ -18,7 +18,7 @@ from polyp_difom.pipeline import schema
 from polyp_difom.pipeline.costs import cost_line
 from polyp_difom.pipeline.data.frames import read_frame
 from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision
-from polyp_difom.pipeline.fitting import bases_of
+from polyp_difom.pipeline.fitting import bases_of, note_labellers
 from polyp_difom.pipeline.plan import ExtractConfig, Plan, check_options, check_space, gather_frames, make_plan
 from polyp_difom.pipeline.progress import Progress
 from polyp_difom.pipeline.runner import Arrays, Runner
@@ -51,6 +51,7 @@ def extract(config: ExtractConfig, progress: Progress | None = None) -> FeatureS
             return store
         runner = runner_of(teachers, plan, device, config.batch_size, progress)
         with claims.alone():
+            note_labellers(store, plan.labellers_saw)
             bases = {teacher.spec.name: bases_of(store, runner, teacher, progress, workers=part.count) for teacher in teachers}
         runner.compile_where_it_pays(len(store))
         fill(store, claims, part, runner, bases, progress)

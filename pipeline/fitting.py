@@ -39,6 +39,13 @@ INT8_FRAMES = 128
 """Of the basis' own: steps of int8 maps are fitted on three of four, their error is measured on the fourth."""
 
 
+def note_labellers(store: FeatureStore, saw: list[dict[str, str]]) -> None:
+    """Keeps what the networks have seen that predicted masks of the store; before the bases, which tell that all is there."""
+    group = schema.labelled_group(store.manifest)
+    if saw and store.read_constants(group) is None:
+        store.write_constants(group, {}, {"frames": saw})
+
+
 def bases_of(
     store: FeatureStore, runner: Runner, teacher: Teacher, progress: Progress, known: Bases | None = None, workers: int = 1
 ) -> Bases:

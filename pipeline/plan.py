@@ -62,11 +62,16 @@ class ExtractConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do."""
+    """What a run will do.
+
+    Attributes:
+        labellers_saw: id, pixel_sha256 and split of frames that networks have seen whose masks are among these.
+    """
 
     pairs: list[Pair]
     samples: SampleTable
     manifest: Manifest
+    labellers_saw: list[dict[str, str]]
 
 
 def check_options(config: ExtractConfig) -> None:
@@ -88,17 +93,27 @@ def check_options(config: ExtractConfig) -> None:
 
 def gather_frames(config: ExtractConfig) -> Gathered:
     """The train and validation frames of all sources; test frames never enter a store."""
-    return gather(
+    found = gather(
         config.sources, {"train", "val"}, limit=config.limit, split_by=config.split_by,
         val_fraction=config.val_fraction, seed=config.seed,
     )  # fmt: skip
+    if found.predicted and all(pair.predicted for pair in found.pairs):
+        raise DataError(
+            "no frames to validate on",
+            got=found.policy,
+            wanted="frames whose masks people drew",
+            remedy="add a second --data DIR",
+        )
+    return found
 
 
 def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], precision: str, progress: Progress) -> Plan:
     """Decode every frame once (a bad file must stop the run before anything is written), then fix the manifest."""
     require_frame_size(teachers, config.size)
     samples = _read_samples(found.pairs, config.size, progress)
-    knowing = known_to(teachers) | _known_to_labellers(found, progress)
+    labellers = _rows_of_labellers(found, progress)
+    knowing = known_to(teachers)
+    knowing |= {who: {row["pixel_sha256"]: row["split"] for row in rows} for who, rows in labellers.items()}
     _refuse_leaks(samples, [pair for pair in found.others if pair.split == "test"], knowing, progress)
     warn_of_validation(knowing, samples, progress)
     counts = Counter(samples.dataset)
@@ -124,19 +139,19 @@ def make_plan(config: ExtractConfig, found: Gathered, teachers: list[Teacher], p
         arrays=schema.arrays(config, teachers),
         software={name: version(name) for name in ("polyp-difom", "torch", "zarr", "numpy", "pillow")},
     )
-    return Plan(found.pairs, samples, manifest)
+    return Plan(found.pairs, samples, manifest, [row for rows in labellers.values() for row in rows])
 
 
-def _known_to_labellers(found: Gathered, progress: Progress) -> dict[str, Mapping[str, str]]:
-    """What the networks have seen that predicted masks of these frames, as `refuse_tested` takes it."""
-    knowing: dict[str, Mapping[str, str]] = {}
+def _rows_of_labellers(found: Gathered, progress: Progress) -> dict[str, list[dict[str, str]]]:
+    """What the networks have seen that predicted masks of these frames: rows of their runs' samples.csv, by who it is."""
+    rows: dict[str, list[dict[str, str]]] = {}
     for name, root in found.predicted.items():
-        run = labelling_run(root)
-        if run is None:
+        held = labelling_run(root)
+        if held is None or RunFolder(held[0]).config().get("signature") != held[1]:
             progress.say(f"warning: nothing is known of what the network learned from that predicted the masks of {name}")
         else:
-            knowing[f"the network that predicted the masks of {name!r}"] = RunFolder(run).seen()
-    return knowing
+            rows[f"the network that predicted the masks of {name!r}"] = RunFolder(held[0]).samples()
+    return rows
 
 
 def _refuse_leaks(samples: SampleTable, test: list[Pair], knowing: Mapping[str, Mapping[str, str]], progress: Progress) -> None:

@@ -107,6 +107,11 @@ def learned_group(teacher: str) -> str:
     return f"{teacher_group(teacher)}/learned-from"
 
 
+def labelled_group(manifest: Manifest) -> str:
+    """Group of the frames that networks have seen which predicted masks of the store, where that is known."""
+    return f"{teacher_group(manifest.teachers[0].name)}/labellers-learned-from"
+
+
 _LEARNED = TypeAdapter(list[Annotated[dict[Literal["id", "pixel_sha256", "split"], str], Field(min_length=3)]])
 
 
@@ -117,17 +122,28 @@ def learned_by(store: FeatureStore, teachers: tuple[str, ...]) -> list[dict[str,
     Raises:
         CacheError: they are damaged.
     """
-    rows: list[dict[str, str]] = []
-    for teacher in teachers:
-        if (record := store.read_constants(learned_group(teacher))) is None:
-            continue
-        try:
-            rows += _LEARNED.validate_python(record[1].get("frames"))  # type: ignore[arg-type]
-        except ValidationError as error:
-            raise CacheError(
-                f"what teacher {teacher!r} learned from is damaged", where=store.location, got=first_line(error),
-                remedy="fetch the store again",
-            ) from error  # fmt: skip
+    rows = [row for teacher in teachers for row in _frames_of(store, learned_group(teacher), f"teacher {teacher!r}")]
+    return _each_once(rows)
+
+
+def seen_before(store: FeatureStore, teachers: tuple[str, ...]) -> list[dict[str, str]]:
+    """As `learned_by`, with what the networks have seen that predicted masks of the store."""
+    labelled = _frames_of(store, labelled_group(store.manifest), "the network that predicted masks")
+    return _each_once([*learned_by(store, teachers), *labelled])
+
+
+def _frames_of(store: FeatureStore, group: str, who: str) -> list[dict[str, str]]:
+    if (record := store.read_constants(group)) is None:
+        return []
+    try:
+        return [{str(key): value for key, value in row.items()} for row in _LEARNED.validate_python(record[1].get("frames"))]
+    except ValidationError as error:
+        raise CacheError(
+            f"what {who} learned from is damaged", where=store.location, got=first_line(error), remedy="fetch the store again"
+        ) from error
+
+
+def _each_once(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return list({row["pixel_sha256"]: row for row in sorted(rows, key=lambda row: row["split"] == "train")}.values())
 
 

@@ -39,7 +39,7 @@ def assign_splits(
         val_fraction: share of train that becomes val, at least one frame; 0 for none.
         test_fraction: share of a data set that becomes test under "seeded", at least one frame; 0 for none.
         seed: of the hash.
-        partial: the pairs may be fewer than a CSV has rows for.
+        partial: the pairs may be fewer than a CSV has rows for; validation that was carved out of all of them is not told then.
 
     Raises:
         DataError: stems and lists disagree, or nothing would be left to train on.
@@ -59,7 +59,8 @@ def assign_splits(
             chosen, reason = _by_policy(group, policy, test_fraction, seed)
         else:
             chosen, reason = _by_csv(group, policy, partial), "as this file says"
-        if "val" not in chosen.values():
+        carves = policy in POLICIES or not _names_more(policy, group)
+        if "val" not in chosen.values() and carves:
             train = [key for key, split in chosen.items() if split == "train"]
             chosen |= dict.fromkeys(_carve(train, val_fraction, seed, f"{name}: validation"), "val")
         table |= chosen
@@ -210,6 +211,11 @@ def _by_csv(pairs: list[Pair], policy: str, partial: bool) -> dict[str, str]:
         if names:
             raise DataError(what, where=path, got=first_names(names), wanted="one row for each frame", remedy=remedy)
     return {pair.id: rows[pair.stem] for pair in pairs}
+
+
+def _names_more(policy: str, group: list[Pair]) -> bool:
+    """Whether a CSV has rows for further frames than these."""
+    return len(_csv_rows(Path(policy).expanduser())) > len(group)
 
 
 def _csv_rows(path: Path) -> dict[str, str]:

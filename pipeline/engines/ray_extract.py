@@ -26,7 +26,7 @@ from polyp_difom.pipeline.costs import cost_line
 from polyp_difom.pipeline.device import enough_memory, keep_freed_memory, pick_device, pick_precision
 from polyp_difom.pipeline.engines.ray_cluster import answer, connected
 from polyp_difom.pipeline.extract import begin, load_teachers, resolved, runner_of
-from polyp_difom.pipeline.fitting import bases_of
+from polyp_difom.pipeline.fitting import bases_of, note_labellers
 from polyp_difom.pipeline.plan import ExtractConfig, Plan, check_options
 from polyp_difom.pipeline.progress import Advance, Progress
 from polyp_difom.pipeline.runner import Bases, Runner
@@ -107,6 +107,7 @@ class ShardWorker:
                 )  # fmt: skip
             runner = runner_of(teachers, plan, self._device, self._config.batch_size, progress)
             with claims.alone():
+                note_labellers(self._store, plan.labellers_saw)
                 bases = {
                     teacher.spec.name: bases_of(self._store, runner, teacher, progress, workers=self._workers)
                     for teacher in teachers

@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from polyp_difom.cache.errors import DataError, UsageError, first_line
 from polyp_difom.pipeline.data.frames import Frame, pixel_digest, read_frame, read_image, read_mask
 from polyp_difom.pipeline.data.pairing import Pair
-from polyp_difom.pipeline.data.sources import Gathered, Source, gather
+from polyp_difom.pipeline.data.sources import Gathered, Source, gather, gather_all
 from polyp_difom.pipeline.data.splitting import policy_name
 from polyp_difom.pipeline.evaluation.scoring import Case
 from polyp_difom.pipeline.evaluation.targets import Target
@@ -120,23 +120,14 @@ def frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by:
         DataError: masks that a network predicted.
         UsageError: a split that would have to be drawn for data that the target has nothing to do with: a choice of ours.
     """
-    found = _gathered(target, sources, split, split_by, seed)
-    if found.predicted:
-        raise DataError(
-            "these masks are a network's own, no truth to score against", where=next(iter(found.predicted.values())),
-            got="a folder that predict wrote", wanted="masks that people drew",
-        )  # fmt: skip
-    return found
-
-
-def _gathered(target: Target, sources: tuple[Source, ...], split: str, split_by: str | None, seed: int | None) -> Gathered:
     made = target.header.get("split", PLAIN_SPLIT)
+    if split == "all" and split_by is None and _is_file(made["policy"]):
+        return gather_all(sources)
+    splits = {"train", "val", "test"} if split == "all" else {split}
+    splitting = _arguments(made, split_by, seed) if split == "all" else _splitting(made, split_by, seed)
+    found = gather(sources, splits, to_score=True, **splitting)
     if split == "all":
-        if by_file := split_by is None and _is_file(made["policy"]):
-            made = {**PLAIN_SPLIT, "policy": "seeded"}  # which draws a split for any data
-        found = gather(sources, {"train", "val", "test"}, **_arguments(made, split_by, seed))
-        return replace(found, policy="all frames, whatever their split") if by_file else found
-    found = gather(sources, {split}, **_splitting(made, split_by, seed))
+        return found
     if foreign := sorted(found.invented - target.datasets()):
         raise UsageError(
             f"data set {foreign[0]!r} has no {split} split of its own, and {target.name!r} did not learn from it",
@@ -162,7 +153,6 @@ def _is_file(policy: object) -> bool:
 
 def _arguments(made: dict[str, Any], split_by: str | None, seed: int | None) -> dict[str, Any]:
     return {
-        "partial": True,
         "split_by": made["policy"] if split_by is None else split_by,
         "seed": made["seed"] if seed is None else seed,
         "val_fraction": made["val_fraction"],

@@ -91,6 +91,11 @@ def _given(
             remedy="leave --data away: the frames of the run's store are taken",
         )  # fmt: skip
     found = gather(sources, {"train", "val"}, split_by=split["policy"], val_fraction=split["val_fraction"], seed=split["seed"])
+    if found.predicted and not any(pair.split == "val" for pair in found.pairs):
+        raise UsageError(
+            "these masks are a network's own, no truth to compare with", where="--data",
+            remedy="add a data set with masks that people drew, or leave --data away",
+        )  # fmt: skip
     if foreign := sorted(found.invented - set(learned)):
         raise UsageError(
             f"data set {foreign[0]!r} has no split of its own, and the run did not learn from it: all of it is test data",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from polyp_difom.cache.errors import DataError
+from polyp_difom.cache.errors import DataError, UsageError
 from polyp_difom.pipeline.data.layouts import detect_layout, find_pairs
 from polyp_difom.pipeline.data.sources import Gathered, Source, gather
 from polyp_difom.pipeline.data.synthetic import write_dataset
 from polyp_difom.pipeline.distill import DistillConfig, distill
 from polyp_difom.pipeline.evaluation.evaluate import evaluate
 from polyp_difom.pipeline.export.describe import terms
+from polyp_difom.pipeline.export.exporting import export
 from polyp_difom.pipeline.extract import extract
 from polyp_difom.pipeline.models.loading import load_model
 from polyp_difom.pipeline.plan import ExtractConfig
@@ -103,8 +106,9 @@ def test_a_student_trains_on_them_and_is_tested_on_none(
     header = read_checkpoint(run / "checkpoints/best.safetensors")[1]
     assert "pseudo: its masks were predicted by a network, and its terms are for you to check" in terms(header)
     assert evaluate(run, (Source(frames),), overlays=0, device="cpu").seen == {}
-    with pytest.raises(DataError, match="no truth to score against"):
-        evaluate(run, (Source(pseudo),), split="all", overlays=0, device="cpu")
+    for split in ("test", "all"):
+        with pytest.raises(DataError, match="no truth to score against"):
+            evaluate(run, (Source(pseudo),), split=split, overlays=0, device="cpu")
 
 
 def relisted(run: Path, digests: dict[str, str], out: Path) -> Path:
@@ -148,6 +152,53 @@ def test_a_predicted_picture_that_is_a_test_frame_is_refused(
         extract(extracting(frames, tmp_path / "s.zarr", sources=(Source(frames), Source(pseudo))))
 
 
+def test_what_the_network_has_seen_counts_as_seen_by_those_who_learn_from_its_masks(
+    frames: Path, finished_run: Path, unlabelled: Path, extracting: Callable[..., ExtractConfig],
+    distilling: Callable[..., DistillConfig], tmp_path: Path,
+) -> None:  # fmt: skip
+    write_dataset(tmp_path / "other", count=12, size=64, seed=21)
+    pseudo = predicted(finished_run / "checkpoints/best.safetensors", unlabelled, tmp_path / "pseudo")
+    store = extract(extracting(frames, tmp_path / "s.zarr", sources=(Source(tmp_path / "other"), Source(pseudo))))
+    assert store.verify() == []
+    run = distill(distilling(cache=str(store.location), epochs=1, objective="none"), tmp_path / "run").path
+    assert sum(evaluate(run, (Source(frames),), split="all", overlays=0, device="cpu").seen.values()) == 22
+    again = predicted(run, unlabelled, tmp_path / "again")
+    with pytest.raises(DataError, match="masks of 'again' knows a test frame"):
+        extract(extracting(frames, tmp_path / "t.zarr", sources=(Source(frames), Source(again)), seed=1))
+
+
+def test_a_run_that_took_the_labellers_place_vouches_for_nothing(
+    frames: Path, finished_run: Path, unlabelled: Path, extracting: Callable[..., ExtractConfig], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "labeller"))
+    pseudo, heard = predicted(run, unlabelled, tmp_path / "pseudo"), Heard()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub("signature: .*", f"signature: {'0' * 64}", text))
+    extract(extracting(frames, tmp_path / "s.zarr", sources=(Source(frames), Source(pseudo))), heard)
+    assert any("nothing is known of what the network learned from" in line for line in heard.lines)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_prediction_has_a_name_of_its_own(first: bool, frames: Path, pseudo: Path, tmp_path: Path) -> None:
+    same = pseudo.rename(tmp_path / frames.name)
+    sources = (Source(same), Source(frames)) if first else (Source(frames), Source(same))
+    with pytest.raises(DataError, match="called like another data set"):
+        gather(sources, EVERY)
+    twin = Path(shutil.copytree(same, tmp_path / "twin" / same.name))
+    with pytest.raises(DataError, match="called like another data set"):
+        gather((Source(same), Source(twin)), EVERY)
+
+
+def test_a_prediction_alone_makes_no_store(pseudo: Path, extracting: Callable[..., ExtractConfig], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no frames to validate on"):
+        extract(extracting(pseudo, tmp_path / "s.zarr"))
+
+
+def test_an_export_is_not_compared_on_masks_of_a_network(finished_run: Path, pseudo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no truth to compare with"):
+        export(finished_run, "torchscript", out=tmp_path / "a.torchscript", sources=(Source(pseudo),))
+
+
 def rewrite(table: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
     with table.open(newline="") as file:
         rows = [change(row) for row in csv.DictReader(file)]
@@ -172,6 +223,13 @@ def rewrite(table: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> 
             "not predicted from picture",
         ),
         (lambda folder: rewrite(folder / "predictions.csv", lambda row: row | {"name": "../../a"}), "outside the folder"),
+        (lambda folder: rewrite(folder / "predictions.csv", lambda row: row | {"name": "\x1b[31m/a"}), "control characters"),
+        (lambda folder: rewrite(folder / "predictions.csv", lambda row: row | {"source": f"{'a' * 5000}.png"}), "are gone"),
+        (
+            lambda folder: rewrite(folder / "predictions.csv", lambda row: row | {"name": "a" * 5000}),
+            "without a predicted mask",
+        ),
+        (lambda folder: (folder / "predictions.csv").unlink() or os.mkfifo(folder / "predictions.csv"), "cannot be read"),
     ],
 )
 def test_what_is_no_whole_prediction_of_pictures_is_refused(

@@ -86,6 +86,8 @@ def test_a_run_of_a_split_file_is_scored_by_that_file_alone(
     whole = evaluate(run, (Source(frames),), split="all", overlays=0, device="cpu")
     assert [summary.images for summary in whole.summaries] == [24]
     assert whole.policy == "all frames, whatever their split"
+    write_dataset(tmp_path / "few", count=1, size=64, seed=3)
+    assert len(evaluate(run, (Source(tmp_path / "few"),), split="all", overlays=0, device="cpu").scores) == 1
 
 
 def test_a_split_file_may_be_about_further_data_sets(
@@ -101,6 +103,8 @@ def test_a_split_file_may_be_about_further_data_sets(
     table.write_text("\n".join(["stem,split", *rows]) + "\n")
     store = extract(extracting(frames, tmp_path / "s.zarr", sources=sources, split_by=str(table)))
     run = distill(distilling(cache=str(store.location), epochs=1), tmp_path / "run").path
+    with pytest.raises(DataError, match="no frames in these splits"):  # of further sets alone: none is carved out of these
+        evaluate(run, sources[1:], split="val", split_by=str(table), overlays=0, device="cpu")
     found = evaluate(run, sources[:1], split_by=str(table), overlays=0, device="cpu")
     assert [summary.images for summary in found.summaries] == [sum(pair.split == "test" for pair in stems["frames"])]
 
