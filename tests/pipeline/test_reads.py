@@ -193,6 +193,7 @@ def test_pilots_go_on_with_the_teachers_that_there_were(
     older: bool, place: Path, extending: Callable[[], None], distilling: Distilling, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(auto, "candidates", lambda config, store: [Candidate("multiscale", "multiscale", 1.0)])
+    monkeypatch.setattr(auto, "LEAST_FRAMES", 1)  # the store has two validation frames
     config, file = distilling(cache=str(place), objective="auto", epochs=1), tmp_path / "run/pilots/config.yaml"
     whole = distill(config, tmp_path / "whole")
     stop(config, tmp_path / "run", "pilot multiscale")
