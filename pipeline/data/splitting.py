@@ -56,11 +56,10 @@ def assign_splits(
     reasons = [f"{name}: to train on, its masks are predicted" for name in sorted({p.dataset for p in pairs if p.predicted})]
     for name, group in groups.items():
         if policy in POLICIES:
-            chosen, reason = _by_policy(group, policy, test_fraction, seed)
+            (chosen, reason), further = _by_policy(group, policy, test_fraction, seed), 0
         else:
-            chosen, reason = _by_csv(group, policy, partial), "as this file says"
-        carves = policy in POLICIES or not _names_more(policy, group)
-        if "val" not in chosen.values() and carves:
+            (chosen, further), reason = _by_csv(group, policy, partial), "as this file says"
+        if "val" not in chosen.values() and not further:
             train = [key for key, split in chosen.items() if split == "train"]
             chosen |= dict.fromkeys(_carve(train, val_fraction, seed, f"{name}: validation"), "val")
         table |= chosen
@@ -191,8 +190,11 @@ def _pranet_lists(dataset: str) -> dict[str, str]:
     }
 
 
-def _by_csv(pairs: list[Pair], policy: str, partial: bool) -> dict[str, str]:
-    """Split of every id, from a file with the columns stem and split; the fractions have no say in it."""
+def _by_csv(pairs: list[Pair], policy: str, partial: bool) -> tuple[dict[str, str], int]:
+    """Split of every id, from a file with the columns stem and split, and how many further rows it has, if it may.
+
+    The fractions have no say in it.
+    """
     path = Path(policy).expanduser()
     if not path.is_file():
         raise UsageError(
@@ -201,21 +203,20 @@ def _by_csv(pairs: list[Pair], policy: str, partial: bool) -> dict[str, str]:
         )  # fmt: skip
     rows = _csv_rows(path)
     stems = [pair.stem for pair in pairs]
-    missing, unknown = set(stems) - rows.keys(), set() if partial else rows.keys() - set(stems)
+    missing, further = set(stems) - rows.keys(), rows.keys() - set(stems)
     shared = [stem for stem, count in Counter(stems).items() if count > 1]
     for what, names, remedy in (
         ("frames without a row in the split file", missing, "add a row for each"),
-        ("rows of the split file without a frame", unknown, "remove them, or point at the folder that holds these frames"),
+        (
+            "rows of the split file without a frame",
+            () if partial else further,
+            "remove them, or point at the folder that holds these frames",
+        ),
         ("several data sets share stems of the split file", shared, "split one data set at a time"),
     ):
         if names:
             raise DataError(what, where=path, got=first_names(names), wanted="one row for each frame", remedy=remedy)
-    return {pair.id: rows[pair.stem] for pair in pairs}
-
-
-def _names_more(policy: str, group: list[Pair]) -> bool:
-    """Whether a CSV has rows for further frames than these."""
-    return len(_csv_rows(Path(policy).expanduser())) > len(group)
+    return {pair.id: rows[pair.stem] for pair in pairs}, len(further)
 
 
 def _csv_rows(path: Path) -> dict[str, str]:

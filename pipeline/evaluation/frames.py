@@ -121,13 +121,11 @@ def frames_of(target: Target, sources: tuple[Source, ...], split: str, split_by:
         UsageError: a split that would have to be drawn for data that the target has nothing to do with: a choice of ours.
     """
     made = target.header.get("split", PLAIN_SPLIT)
-    if split == "all" and split_by is None and _is_file(made["policy"]):
-        return gather_all(sources)
-    splits = {"train", "val", "test"} if split == "all" else {split}
-    splitting = _arguments(made, split_by, seed) if split == "all" else _splitting(made, split_by, seed)
-    found = gather(sources, splits, to_score=True, **splitting)
     if split == "all":
-        return found
+        by_file = split_by is None and _is_file(made["policy"])
+        every = {"train", "val", "test"}
+        return gather_all(sources) if by_file else gather(sources, every, to_score=True, **_arguments(made, split_by, seed))
+    found = gather(sources, {split}, to_score=True, **_splitting(made, split_by, seed))
     if foreign := sorted(found.invented - target.datasets()):
         raise UsageError(
             f"data set {foreign[0]!r} has no {split} split of its own, and {target.name!r} did not learn from it",
